@@ -1,0 +1,1 @@
+"""Who computes which tile when, within the memory budget? Knows not what expressions mean."""

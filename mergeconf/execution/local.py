@@ -1,0 +1,269 @@
+"""The local executor: threads that compute tiles, within a stated memory.
+
+Tensors are worked on in the order of the output; each is cut into pieces of work that any thread
+may take, so that one large tensor keeps all cores busy. A tensor's sweeps follow each other, and
+a started tensor comes before a new one: its inputs are then still in the page cache.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from mergeconf.checkpoint import ReadFiles
+from mergeconf.errors import ExecutionError, Problem
+from mergeconf.execution import kernels
+from mergeconf.execution.kernels import Array
+from mergeconf.execution.observer import Observer
+from mergeconf.execution.reducers import BLOCK
+from mergeconf.execution.tensor_run import Sweep, TensorRun
+from mergeconf.execution.workspace import Workspace
+from mergeconf.graph.nodes import Random
+from mergeconf.graph.random import fill_draws
+from mergeconf.plan import TensorPlan
+
+DEFAULT_TILE = BLOCK
+CHUNK_TILES = 16
+"""Tiles in a piece of work: large enough that taking one costs nothing beside it."""
+
+
+class Sink(Protocol):
+    """Where output tensors go; thread-safe."""
+
+    def write(self, name: str, offset: int, buffer: memoryview) -> None:
+        """Take bytes of a tensor, at an offset in it."""
+
+    def finish(self, name: str) -> None:
+        """Know that all bytes of a tensor have been written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a run is computed; nothing here changes a bit of the result."""
+
+    threads: int = 2
+    """Worker threads."""
+    tile: int = DEFAULT_TILE
+    """Elements computed at a time; sweeps of sums round it up to a multiple of 65,536."""
+    chunk: int = DEFAULT_TILE * CHUNK_TILES
+    """Elements in a piece of work; a multiple of 65,536."""
+
+
+class LocalExecutor:
+    """Computes output tensors with threads."""
+
+    def __init__(
+        self, reads: ReadFiles, sink: Sink, observer: Observer, settings: Settings, seed: int
+    ) -> None:
+        self.reads, self.sink, self.observer = reads, sink, observer
+        self.settings, self.seed = settings, seed
+        self.counts: Counter[str] = Counter()
+        """What `Observe` nodes have counted, by name."""
+        self._waiting: deque[TensorPlan] = deque()
+        self._ready: deque[tuple[TensorRun, Sweep, int, int]] = deque()
+        self._running = 0
+        self._condition = threading.Condition()
+        self._failure: BaseException | None = None
+        self._stopped = False
+
+    def run(self, tensors: Sequence[TensorPlan]) -> None:
+        """Compute tensors and hand them to the sink.
+
+        Raises:
+            MergeconfError: reading, computing or writing failed; the first failure is raised.
+            KeyboardInterrupt: the user interrupted; threads have ended.
+        """
+        self._waiting.extend(tensors)
+        workers = [_Worker(self, index) for index in range(self.settings.threads)]
+        for worker in workers:
+            worker.start()
+        try:
+            for worker in workers:
+                # join with a time limit lets signals through on every platform
+                while worker.is_alive():
+                    worker.join(0.2)
+        except BaseException:
+            self.stop()
+            for worker in workers:
+                worker.join()
+            raise
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self) -> None:
+        """Let threads end after the tile at hand."""
+        with self._condition:
+            self._stopped = True
+            self._condition.notify_all()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether threads are to end."""
+        return self._stopped
+
+    def fail(self, failure: BaseException) -> None:
+        """Remember the first failure and stop."""
+        with self._condition:
+            if self._failure is None:
+                self._failure = failure
+        self.stop()
+
+    def take(self) -> tuple[TensorRun, Sweep, int, int] | None:
+        """Return a piece of work, waiting for one; None when there is nothing left."""
+        while True:
+            with self._condition:
+                while True:
+                    if self._stopped:
+                        return None
+                    if self._ready:
+                        return self._ready.popleft()
+                    if self._waiting:
+                        plan = self._waiting.popleft()
+                        self._running += 1
+                        break
+                    if self._running == 0:
+                        return None
+                    self._condition.wait()
+            run = TensorRun(plan, self.seed, self.settings.chunk)
+            self.advance(run)
+
+    def advance(self, run: TensorRun) -> None:
+        """Put the next sweep's pieces at the head of the queue, or finish the tensor."""
+        sweep = run.next_sweep()
+        while sweep is not None and not sweep.ranges:
+            sweep = run.next_sweep()
+        if sweep is None:
+            self.sink.finish(run.plan.name)
+            self.observer.finished_tensor(run.plan.name)
+            with self._condition:
+                self._running -= 1
+                if self._running == 0:
+                    self._condition.notify_all()
+            return
+        with self._condition:
+            self._ready.extendleft(
+                (run, sweep, start, count) for start, count in reversed(sweep.ranges)
+            )
+            if len(sweep.ranges) > 1:
+                self._condition.notify_all()
+
+    def merge_counts(self, counts: Counter[str]) -> None:
+        """Add what one thread has counted."""
+        with self._condition:
+            self.counts.update(counts)
+
+
+class _Worker(threading.Thread):
+    """One thread: takes pieces of work and computes their tiles. See `Surroundings`."""
+
+    def __init__(self, executor: LocalExecutor, index: int) -> None:
+        super().__init__(name=f"mergeconf-{index}", daemon=True)
+        self._executor = executor
+        self._read: Callable[..., None] = executor.reads.read_into
+        self._workspace = Workspace(self)
+        self._counts: Counter[str] = Counter()
+        self._run: TensorRun
+        self._sweep: Sweep
+        self._start = 0
+        self._size = 0
+        self._suspect = False
+
+    def run(self) -> None:
+        """Work until there is nothing left."""
+        executor = self._executor
+        try:
+            with np.errstate(all="ignore"):
+                while (piece := executor.take()) is not None:
+                    run, sweep, start, count = piece
+                    self._compute(run, sweep, start, count)
+                    if executor.stopped:
+                        break
+                    with run.lock:
+                        run.pending -= 1
+                        done = run.pending == 0
+                    if done:
+                        executor.advance(run)
+        except BaseException as failure:
+            executor.fail(failure)
+        finally:
+            executor.merge_counts(self._counts)
+
+    def _compute(self, run: TensorRun, sweep: Sweep, start: int, count: int) -> None:
+        self._run, self._sweep = run, sweep
+        tile = self._executor.settings.tile
+        if sweep.kind == "reduce":
+            tile = -(-tile // BLOCK) * BLOCK
+        for begin in range(start, start + count, tile):
+            if self._executor.stopped:
+                return
+            self._start, self._size = begin, min(tile, start + count - begin)
+            bound = self._workspace.bind(sweep.tape, self._size)
+            bound.set_scalars(sweep.scalars)
+            bound.run()
+
+    # --- what tapes call ----------------------------------------------------------------------
+
+    def load(self, slot: int, view: Array) -> None:
+        """Read a tile of an input."""
+        stored = self._run.plan.inputs[slot]
+        self._read(stored, self._start * stored.dtype.itemsize, memoryview(view).cast("B"))
+
+    def draw(self, node: Random, view: Array) -> None:
+        """Draw random integers for the tile."""
+        fill_draws(self._run.keys[node], self._start, view)
+
+    def reduce(self, index: int, view: Array) -> None:
+        """Feed a reduction, or take part of a sample for it."""
+        reducer = self._sweep.reducers[index]
+        if self._sweep.kind == "sample":
+            reducer.take_sample(view[: self._size])  # type: ignore[attr-defined]
+        else:
+            reducer.update(self._start, view, self._size)
+
+    def count(self, name: str, view: Array) -> None:
+        """Count a mask."""
+        self._counts[name] += int(np.count_nonzero(view))
+        self._counts[f"{name}:of"] += len(view)
+
+    def check(self, limit: int, view: Array) -> None:
+        """Look for what the output's format cannot hold; give NaN one form."""
+        self._suspect = kernels.is_suspect(view, limit)
+        if self._suspect:
+            kernels.settle_nan(view)
+
+    def store(self, view: Array) -> None:
+        """Hand a tile of the output to the sink."""
+        plan = self._run.plan
+        if self._suspect:
+            self._suspect = False
+            self._blame(view)
+        size = plan.dtype.itemsize
+        self._executor.sink.write(
+            plan.name, self._start * size, memoryview(view).cast("B")
+        )
+        self._executor.observer.advanced(len(view) * size)
+
+    def _blame(self, view: Array) -> None:
+        """Raise where the output is not finite though all inputs at that position are."""
+        plan = self._run.plan
+        bad = ~kernels.is_finite(view, plan.dtype)
+        for slot, stored in enumerate(plan.inputs):
+            values = np.empty(self._size, stored.dtype.numpy)
+            self.load(slot, values)
+            bad &= kernels.is_finite(values, stored.dtype)
+        if bad.any():
+            first = self._start + int(np.argmax(bad))
+            raise ExecutionError(
+                Problem(
+                    f"element {first} of the result is not a finite number in {plan.dtype}, "
+                    "though all inputs there are",
+                    where=plan.name,
+                    hint="the weights are too large, an input holds NaN or infinity elsewhere in "
+                    "this tensor, or out_dtype is too narrow",
+                )
+            )

@@ -1,0 +1,119 @@
+"""A program: the passes over a tensor that an expression needs, and their tapes.
+
+An expression may use numbers that take a sweep over the whole tensor to find, and these may use
+others. Level by level the reductions are swept; the last sweep computes and stores the output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from mergeconf.execution.lower import lower_output, lower_reductions
+from mergeconf.execution.tape import Tape
+from mergeconf.graph.nodes import (
+    AnyNode,
+    Compute,
+    Item,
+    KthLargest,
+    Node,
+    Random,
+    Reduce,
+    Scalar,
+    children,
+    walk,
+)
+
+Reduction = Reduce | KthLargest
+
+
+@dataclass(slots=True)
+class Program:
+    """Everything that can be prepared for an expression before any tensor is bound to it."""
+
+    levels: list[tuple[Reduction, ...]]
+    """Reductions by the order in which they can be known."""
+    final: Tape
+    """Computes and stores the output."""
+    randoms: tuple[Random, ...]
+    """The random draws, each of which gets a key from the tensor's name."""
+    _sweeps: dict[tuple[Reduction, ...], Tape] = field(default_factory=dict)
+
+    def sweep(self, reductions: tuple[Reduction, ...]) -> Tape:
+        """Return the tape that feeds some of the reductions of one level."""
+        tape = self._sweeps.get(reductions)
+        if tape is None:
+            tape = self._sweeps[reductions] = lower_reductions(reductions)
+        return tape
+
+    @property
+    def passes(self) -> int:
+        """Sweeps over the inputs, if no order statistic has to be looked for twice."""
+        return len(self.levels) + 1
+
+    @property
+    def bytes_per_element(self) -> int:
+        """Most memory that any of the tapes needs, in bytes an element of a tile."""
+        return max(tape.bytes_per_element for tape in [self.final, *map(self.sweep, self.levels)])
+
+
+@lru_cache(maxsize=4096)
+def _compiled(key: _ByIdentity) -> Program:
+    root = key.node
+    levels: dict[int, int] = {}
+    found: dict[Reduction, int] = {}
+    randoms: dict[Random, None] = {}
+    for node in walk(root):
+        level = max((levels[id(child)] for child in children(node)), default=0)
+        if isinstance(node, (Reduce, KthLargest)):
+            found[node] = max(found.get(node, 0), level)
+            level += 1
+        elif isinstance(node, Random):
+            randoms[node] = None
+        levels[id(node)] = level
+    depth = max(found.values(), default=-1) + 1
+    return Program(
+        levels=[
+            tuple(node for node, level in found.items() if level == depth_level)
+            for depth_level in range(depth)
+        ],
+        final=lower_output(root),
+        randoms=tuple(randoms),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _ByIdentity:
+    """Compares expressions by identity: cheap, and the planner makes equal ones only once."""
+
+    node: Node
+
+    def __hash__(self) -> int:
+        return id(self.node)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ByIdentity) and other.node is self.node
+
+
+def compile_expression(root: Node) -> Program:
+    """Return the program of an expression; the same expression gives the same program."""
+    return _compiled(_ByIdentity(root))
+
+
+def evaluate_scalar(node: Scalar, known: dict[AnyNode, float]) -> float:
+    """Return a scalar from the reductions known so far, in float64."""
+    if not isinstance(node, Item):
+        return known[node]
+    if node in known:
+        return known[node]
+    values = _compute(node.of, known)
+    for index, value in enumerate(values):
+        known[Item(node.of, index)] = float(value)
+    return known[node]
+
+
+def _compute(node: Compute, known: dict[AnyNode, float]) -> tuple[float, ...]:
+    args = [
+        arg if isinstance(arg, float) else evaluate_scalar(arg, known) for arg in node.args
+    ]
+    return node.function(*args, *node.options)

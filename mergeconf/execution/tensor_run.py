@@ -1,0 +1,122 @@
+"""One output tensor under way: which sweep comes next, and what has been found so far."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+from mergeconf.execution.program import Program, Reduction, compile_expression, evaluate_scalar
+from mergeconf.execution.reducers import (
+    SAMPLE_LENGTH,
+    SAMPLE_PIECES,
+    CountReducer,
+    KthLargestReducer,
+    Reducer,
+    SumReducer,
+)
+from mergeconf.execution.tape import Tape
+from mergeconf.graph.nodes import AnyNode, KthLargest, Random
+from mergeconf.graph.random import stream_key
+from mergeconf.plan import TensorPlan
+
+_MOST_SWEEPS = 16
+"""A search for an order statistic ends long before; more would be a defect."""
+
+
+@dataclass(slots=True)
+class Sweep:
+    """One pass over a tensor, or over a sample of it."""
+
+    tape: Tape
+    ranges: list[tuple[int, int]]
+    """Pieces of work: first element and number of elements."""
+    kind: str
+    """`sample`, `reduce` or `final`."""
+    reducers: list[Reducer] = field(default_factory=list)
+    scalars: list[float] = field(default_factory=list)
+
+
+class TensorRun:
+    """The state of one output tensor while it is computed."""
+
+    def __init__(self, plan: TensorPlan, seed: int, chunk: int) -> None:
+        self.plan = plan
+        self.program: Program = compile_expression(plan.expression)
+        self.keys: dict[Random, int] = {
+            node: stream_key(seed, plan.name, node.stream, node.model, node.draw, node.scope)
+            for node in self.program.randoms
+        }
+        self.lock = threading.Lock()
+        self.pending = 0
+        """Pieces of the current sweep that are not done yet."""
+        self._chunk = chunk
+        self._known: dict[AnyNode, float] = {}
+        self._level = -1
+        self._open: dict[Reduction, Reducer] = {}
+        self._sampled = False
+        self._sweeps = 0
+        self._current: Sweep | None = None
+
+    def next_sweep(self) -> Sweep | None:
+        """Return the next pass to make, given that the last one is complete; None at the end."""
+        done = self._current
+        if done is not None and done.kind == "final":
+            return None
+        if done is not None and done.kind == "reduce":
+            self._collect()
+        if not self._open:
+            self._level += 1
+            self._sampled = False
+            if self._level == len(self.program.levels):
+                return self._begin(self.program.final, "final")
+            self._open = {node: self._reducer(node) for node in self._level_nodes()}
+        statistics = tuple(
+            node
+            for node, reducer in self._open.items()
+            if isinstance(reducer, KthLargestReducer) and reducer.wants_sample
+        )
+        if statistics and not self._sampled:
+            self._sampled = True
+            return self._begin(self.program.sweep(statistics), "sample")
+        if done is not None and done.kind == "sample":
+            for node in statistics:
+                reducer = self._open[node]
+                assert isinstance(reducer, KthLargestReducer)
+                reducer.use_sample()
+        return self._begin(self.program.sweep(tuple(self._open)), "reduce")
+
+    def _level_nodes(self) -> tuple[Reduction, ...]:
+        return self.program.levels[self._level]
+
+    def _begin(self, tape: Tape, kind: str) -> Sweep:
+        numel = self.plan.numel
+        if kind == "sample":
+            # Pieces spread evenly, never overlapping: a tensor with a sample is longer than it.
+            pieces = min(SAMPLE_PIECES, numel // (4 * SAMPLE_LENGTH))
+            starts = [piece * numel // pieces for piece in range(pieces)]
+            ranges = [(start, SAMPLE_LENGTH) for start in starts]
+        else:
+            ranges = [
+                (start, min(self._chunk, numel - start)) for start in range(0, numel, self._chunk)
+            ]
+        sweep = Sweep(tape, ranges, kind)
+        sweep.reducers = [self._open[node] for node in tape.reductions]
+        sweep.scalars = [evaluate_scalar(node, self._known) for node in tape.scalars]
+        self.pending = len(ranges)
+        self._current = sweep
+        self._sweeps += 1
+        assert self._sweeps <= _MOST_SWEEPS, f"{self.plan.name}: the search does not end"
+        return sweep
+
+    def _reducer(self, node: Reduction) -> Reducer:
+        numel = self.plan.numel
+        if isinstance(node, KthLargest):
+            return KthLargestReducer(numel, node.k)
+        return CountReducer() if node.op == "count" else SumReducer(numel)
+
+    def _collect(self) -> None:
+        for node, reducer in list(self._open.items()):
+            value = reducer.finish()
+            if value is not None:
+                self._known[node] = value
+                del self._open[node]

@@ -1,0 +1,189 @@
+"""The operations of `ops` on plain torch tensors: written for plainness, not for speed.
+
+This is the oracle. It shares nothing with the executor but the random generator, and it follows
+the written definitions: reductions in blocks of 65,536 elements, order statistics by sorting.
+Inside `scope` the random draws are those of one output tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import numpy as np
+import torch
+
+from mergeconf.graph import random
+from mergeconf.graph.shares import threshold_of
+
+BLOCK = 65_536
+LANES = 512
+_scope: ContextVar[tuple[int, str]] = ContextVar("scope", default=(0, ""))
+
+
+@contextmanager
+def scope(seed: int, name: str) -> Iterator[None]:
+    """Draw, within the block, as for the output tensor `name` of a recipe with that seed."""
+    token = _scope.set((seed, name))
+    try:
+        yield
+    finally:
+        _scope.reset(token)
+
+
+def compare(op: str, x: torch.Tensor, y: torch.Tensor | float) -> torch.Tensor:
+    """Compare as IEEE does; a number is first rounded to float32, as x is."""
+    other = y if isinstance(y, torch.Tensor) else torch.tensor(y, dtype=torch.float32)
+    functions = {"gt": torch.gt, "ge": torch.ge, "lt": torch.lt, "le": torch.le}
+    return functions[op](x, other)
+
+
+def agrees(x: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+    """Tell where x is not zero and has the sign of the total; no sign counts as plus."""
+    return torch.where(total < 0, x < 0, x > 0)
+
+
+def only(mask: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Return x where the mask is true, else +0."""
+    return torch.where(mask, x, torch.zeros_like(x))
+
+
+def where(mask: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Return x where the mask is true, else y."""
+    return torch.where(mask, x, y)
+
+
+def choose(mask: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Return stored values: those of x where the mask is true, else those of y."""
+    common = torch.promote_types(x.dtype, y.dtype)
+    return torch.where(mask, x.to(common), y.to(common))
+
+
+def to_float32(x: torch.Tensor) -> torch.Tensor:
+    """Convert to float32."""
+    return x.to(torch.float32)
+
+
+def ones(mask: torch.Tensor) -> torch.Tensor:
+    """Return the mask as float32."""
+    return mask.to(torch.float32)
+
+
+def at_most(x: torch.Tensor, bound: float) -> torch.Tensor:
+    """Return the smaller of x and the bound."""
+    return torch.clamp(x, max=bound)
+
+
+def no_less(x: torch.Tensor, bound: float) -> torch.Tensor:
+    """Return the larger of x and the bound."""
+    return torch.clamp(x, min=bound)
+
+
+def total_of(x: torch.Tensor) -> float:
+    """Sum in float64 by the written order; see `_sum_in_order`."""
+    return _sum_in_order(x.to(torch.float64))
+
+
+def dot(x: torch.Tensor, y: torch.Tensor) -> float:
+    """Sum the products, each exact in float64, by the written order."""
+    return _sum_in_order(x.to(torch.float64) * y.to(torch.float64))
+
+
+def count(mask: torch.Tensor) -> float:
+    """Count the true elements."""
+    return float(mask.sum().item())
+
+
+def kth_largest(x: torch.Tensor, k: int) -> float:
+    """Sort everything and look."""
+    if x.numel() == 0:
+        return 0.0
+    return float(torch.sort(x.flatten(), descending=True).values[k - 1].item())
+
+
+def _sum_in_order(x: torch.Tensor) -> float:
+    """Sum float64 values in the order that defines the result.
+
+    Elements, padded with zeros, are laid out as (blocks, 128, 512); the 128 rows of a block are
+    added from the first to the last; of the 512 sums the 16 rows of 32 likewise; then the 32 one
+    by one; then the blocks in a binary tree, padded with zeros to a power of two.
+    """
+    flat = x.flatten()
+    blocks = max(1, -(-flat.numel() // BLOCK))
+    padded = torch.zeros(blocks * BLOCK, dtype=torch.float64)
+    padded[: flat.numel()] = flat
+    rows = _add_rows(padded.reshape(blocks, BLOCK // LANES, LANES))
+    rows = _add_rows(rows.reshape(blocks, 16, 32))
+    sums = _add_rows(rows.reshape(blocks, 32, 1)).flatten()
+    size = 1
+    while size < blocks:
+        size *= 2
+    tree = torch.zeros(size, dtype=torch.float64)
+    tree[:blocks] = sums
+    while len(tree) > 1:
+        tree = tree[: len(tree) // 2] + tree[len(tree) // 2 :]
+    return float(tree.item())
+
+
+def _add_rows(x: torch.Tensor) -> torch.Tensor:
+    total = x[:, 0].clone()
+    for row in range(1, x.shape[1]):
+        total = total + x[:, row]
+    return total
+
+
+def _draws(shape: Sequence[int], stream: str, model: int, draw: int) -> torch.Tensor:
+    seed, name = _scope.get()
+    key = random.stream_key(seed, name, stream, model, draw)
+    values = np.empty(torch.Size(shape).numel(), np.uint16)
+    random.fill_draws(key, 0, values)
+    return torch.from_numpy(values.astype(np.int32)).reshape(tuple(shape))
+
+
+def bernoulli(like: torch.Tensor, probability: float, stream: str, model: int) -> torch.Tensor:
+    """Draw a mask that is true with the probability."""
+    return _draws(like.shape, stream, model, 0) < threshold_of(probability)
+
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def differs(x: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """Compare bits in the narrower format, and take −0 for +0."""
+    wide = torch.promote_types(x.dtype, base.dtype)
+    narrow = torch.float32
+    if wide in (x.dtype, base.dtype):
+        narrow = base.dtype if wide == x.dtype else x.dtype
+    left, right = x.to(narrow), base.to(narrow)
+    bits = _BITS[left.element_size()]
+    same = left.contiguous().view(bits) == right.contiguous().view(bits)
+    return ~(same | ((left == 0) & (right == 0)))
+
+
+def pick(
+    candidates: Sequence[torch.Tensor],
+    shares: Sequence[int],
+    stream: str,
+    draw: int,
+    eligible: Sequence[torch.Tensor] | None,
+    otherwise: torch.Tensor | None,
+) -> torch.Tensor:
+    """Go through the candidates; each owns the next `share` of the numbers below the total."""
+    stored = [*candidates, *([] if otherwise is None else [otherwise])]
+    common = stored[0].dtype
+    for tensor in stored:
+        common = torch.promote_types(common, tensor.dtype)
+    shape = candidates[0].shape
+    masks = eligible or [torch.ones(shape, dtype=torch.bool)] * len(candidates)
+    total = torch.zeros(shape, dtype=torch.int64)
+    for mask, share in zip(masks, shares, strict=True):
+        total += mask * share
+    ticket = (_draws(shape, stream, 0, draw).to(torch.int64) * total) >> 16
+    result = (candidates[-1] if otherwise is None else otherwise).to(common).clone()
+    upper = torch.zeros(shape, dtype=torch.int64)
+    for tensor, mask, share in zip(candidates, masks, shares, strict=True):
+        lower, upper = upper, upper + mask * share
+        mine = (lower <= ticket) & (ticket < upper)
+        result = torch.where(mine, tensor.to(common), result)
+    return result

@@ -1,0 +1,224 @@
+"""The closed set of nodes that a lazy tensor expression is made of.
+
+Frozen dataclasses with structural equality: equal sub-expressions are one node. A node says what
+is computed, never how: tiles, buffers and passes are the executor's. Every node stands for a
+value of one kind:
+
+    f32      one float32 an element
+    mask     one truth value an element
+    stored   the bits of a stored value, untouched, in a `DType`
+    draw     one uniform 16-bit integer an element
+    scalar   one float64 for the whole tensor
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from mergeconf.dtypes import DType
+
+Kind = Literal["f32", "mask", "stored", "draw"]
+Op = Literal[
+    "add", "sub", "mul", "div", "neg", "abs", "minimum", "maximum", "sqrt",
+    "gt", "ge", "lt", "le",
+    "and", "or", "not",
+    "only", "where", "to_float", "agrees", "differs", "draw_below",
+]  # fmt: skip
+MASK_OPS = frozenset(
+    {"gt", "ge", "lt", "le", "and", "or", "not", "agrees", "differs", "draw_below"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A stored tensor that is read: the plan binds the slot to a tensor in a file."""
+
+    slot: int
+    """Position among the inputs of the output tensor."""
+    dtype: DType
+
+    @property
+    def kind(self) -> Kind:
+        """Stored bits."""
+        return "stored"
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """Convert to a stored format, rounding to nearest even; `float32` is what is computed in."""
+
+    x: Node
+    dtype: DType
+    kind: Kind
+    """`f32` for a value to compute with, `stored` for bits to keep."""
+
+
+@dataclass(frozen=True, slots=True)
+class Elementwise:
+    """An operation on the elements at one position; scalars apply to all."""
+
+    op: Op
+    args: tuple[Node | Scalar | float, ...]
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """Copy at each position the value of one candidate, drawn in proportion to its share.
+
+    Where `eligible` is given only candidates whose mask is true take part, and `otherwise` is
+    kept where none is.
+    """
+
+    draw: Random
+    candidates: tuple[Node, ...]
+    shares: tuple[int, ...]
+    """Integers, one a candidate; their sum is at most 32,767."""
+    eligible: tuple[Node, ...] | None
+    otherwise: Node | None
+    dtype: DType
+
+    @property
+    def kind(self) -> Kind:
+        """Stored bits."""
+        return "stored"
+
+
+@dataclass(frozen=True, slots=True)
+class Choose:
+    """Copy stored bits: `x` where the mask is true, else `y`."""
+
+    mask: Node
+    x: Node
+    y: Node
+    dtype: DType
+
+    @property
+    def kind(self) -> Kind:
+        """Stored bits."""
+        return "stored"
+
+
+@dataclass(frozen=True, slots=True)
+class Random:
+    """One uniform 16-bit integer an element, a function of seed, tensor name and these fields."""
+
+    stream: str
+    """The draw's purpose."""
+    model: int
+    """Position of the model in the recipe that it concerns, or 0."""
+    draw: int
+    """Number of the draw, from 0."""
+    scope: str = ""
+    """The nested merge that it belongs to, or empty."""
+
+    @property
+    def kind(self) -> Kind:
+        """A uniform integer."""
+        return "draw"
+
+
+@dataclass(frozen=True, slots=True)
+class Observe:
+    """The value of `x`, unchanged; besides, the true elements of masks are counted by name."""
+
+    x: Node
+    counts: tuple[tuple[str, Node], ...]
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Reduce:
+    """A sum over the whole tensor, in float64, in a fixed order."""
+
+    op: Literal["sum", "dot", "count"]
+    """`sum` of x, `dot` of x and y, or `count` of a mask's true elements."""
+    args: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KthLargest:
+    """The k-th largest value of x, exactly; x has no negative value. NaN counts as largest."""
+
+    x: Node
+    k: int
+    """Counted from 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Several scalars from others, by a plain function of Python floats."""
+
+    function: Callable[..., tuple[float, ...]]
+    args: tuple[Scalar | float, ...]
+    options: tuple[float | int | bool | str, ...] = ()
+    """Further arguments, known when the plan is made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One of the scalars that a `Compute` gives."""
+
+    of: Compute
+    index: int
+
+
+Scalar = Reduce | KthLargest | Item
+Node = Input | Cast | Elementwise | Pick | Choose | Random | Observe
+AnyNode = Node | Scalar | Compute
+
+
+def children(node: AnyNode) -> Iterator[AnyNode]:
+    """Yield the nodes that a node is computed from, in order."""
+    match node:
+        case Input() | Random():
+            return
+        case Cast():
+            yield node.x
+        case Elementwise():
+            yield from (arg for arg in node.args if not isinstance(arg, float))
+        case Pick():
+            yield node.draw
+            yield from node.candidates
+            yield from node.eligible or ()
+            if node.otherwise is not None:
+                yield node.otherwise
+        case Choose():
+            yield from (node.mask, node.x, node.y)
+        case Observe():
+            yield node.x
+            yield from (mask for _, mask in node.counts)
+        case Reduce():
+            yield from node.args
+        case KthLargest():
+            yield node.x
+        case Compute():
+            yield from (arg for arg in node.args if not isinstance(arg, float))
+        case Item():
+            yield node.of
+
+
+def stored_dtype(node: Node) -> DType:
+    """Return the format of a node of stored bits."""
+    while isinstance(node, Observe):
+        node = node.x
+    assert isinstance(node, (Input, Cast, Pick, Choose)) and node.kind == "stored", node
+    return node.dtype
+
+
+def walk(root: AnyNode) -> list[AnyNode]:
+    """Return all nodes of an expression, each once (by identity), children before parents."""
+    order: list[AnyNode] = []
+    seen: set[int] = set()
+    stack: list[tuple[AnyNode, bool]] = [(root, False)]
+    while stack:
+        node, expanded = stack.pop()
+        if expanded:
+            order.append(node)
+        elif id(node) not in seen:
+            seen.add(id(node))
+            stack.append((node, True))
+            stack.extend((child, False) for child in reversed(list(children(node))))
+    return order

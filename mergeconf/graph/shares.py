@@ -1,0 +1,40 @@
+"""Probabilities as integers: what a 16-bit draw is compared with. Knows no tensor."""
+
+from __future__ import annotations
+
+RESOLUTION = 1 << 16
+"""A draw is uniform over the integers from 0 to one below this."""
+MOST_SHARES = (1 << 15) - 1
+"""Largest sum of shares: it fits a signed 16-bit integer."""
+
+
+def threshold_of(probability: float) -> int:
+    """Return the integer T such that a draw is below T with the probability given, rounded.
+
+    A probability above 0 never becomes 0, and one below 1 never becomes 1.
+    """
+    rounded = round(probability * RESOLUTION)
+    if 0 < probability < 1:
+        return min(max(rounded, 1), RESOLUTION - 1)
+    return rounded
+
+
+def shares_of(weights: tuple[float, ...]) -> tuple[int, ...]:
+    """Return integers in proportion to weights, for `Pick`: sum at most 32,767.
+
+    Equal weights give 1 each; others are rounded to multiples of about 2^-15 of the sum, and a weight
+    above 0 never becomes 0.
+
+    Raises:
+        ValueError: a weight is negative, or all are zero.
+    """
+    total = sum(weights)
+    if min(weights) < 0:
+        raise ValueError("weights are shares here and cannot be negative")
+    if total <= 0:
+        raise ValueError("all weights are zero; at least one must be more")
+    positive = {weight for weight in weights if weight > 0}
+    if len(positive) == 1:
+        return tuple(int(weight > 0) for weight in weights)
+    scale = (MOST_SHARES - len(weights)) / total
+    return tuple(max(1, round(weight * scale)) if weight > 0 else 0 for weight in weights)

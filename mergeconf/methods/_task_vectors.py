@@ -1,0 +1,73 @@
+"""What the methods that work on deltas (task vectors) have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mergeconf.graph import ops
+
+T = Any
+
+
+def deltas_of(base: T, models: Sequence[T]) -> list[T]:
+    """Return each model's delta θi − θ0."""
+    return [model - base for model in models]
+
+
+def kept_count(density: float, numel: int) -> int:
+    """Return how many of `numel` elements a density keeps: max(1, floor(density · numel))."""
+    return max(1, int(density * numel))
+
+
+def trim(delta: T, density: float) -> T:
+    """Keep the elements of largest magnitude, set the others to 0.
+
+    All elements of a magnitude of at least the k-th largest are kept, k = max(1, floor(ρ n)); so
+    equal magnitudes are kept or dropped together, and order plays no part.
+    """
+    if density >= 1:
+        return delta
+    magnitude = abs(delta)
+    threshold = ops.kth_largest(magnitude, kept_count(density, delta.numel()))
+    return ops.only(ops.at_least(magnitude, threshold), delta)
+
+
+def l1_ratio(before: float, after: float) -> tuple[float, ...]:
+    """Return the factor that restores a sum of magnitudes; 1 where nothing is left."""
+    return (before / after if after > 0 else 1.0,)
+
+
+def restore_l1(kept: T, delta: T) -> T:
+    """Scale what was kept of a delta so that its L1 norm is the delta's again."""
+    (scale,) = ops.scalars(
+        l1_ratio, ops.total_of(abs(delta)), ops.total_of(abs(kept)), size=1
+    )
+    return kept * scale
+
+
+def weighted_sum(deltas: Sequence[T], weights: Sequence[float], normalize: bool) -> T:
+    """Return Σ w_i d_i, over Σ w_i if `normalize` (a sum of 0 counts as 1)."""
+    total = ops.add_all([weight * delta for weight, delta in zip(weights, deltas, strict=True)])
+    return total / (sum(weights) or 1.0) if normalize else total
+
+
+def agreeing_sum(deltas: Sequence[T], weights: Sequence[float], normalize: bool) -> T:
+    """Elect a sign at each position and add the weighted deltas that have it.
+
+    The sign is that of Σ y_i with y_i = w_i d_i, and a sum of 0 elects plus. With `normalize` the
+    result is divided by the sum of the weights that took part (0 counts as 1). Yadav et al., 2023
+    (arXiv:2306.01708), section 3.2, as mergekit computes it.
+    """
+    weighted = [weight * delta for weight, delta in zip(weights, deltas, strict=True)]
+    total = ops.add_all(weighted)
+    agree = [ops.agrees(y, total) for y in weighted]
+    merged = ops.add_all([ops.only(mask, y) for mask, y in zip(agree, weighted, strict=True)])
+    if not normalize:
+        return merged
+    divisor = ops.add_all([ops.ones(mask) * w for mask, w in zip(agree, weights, strict=True)])
+    if min(weights) > 0:
+        # Where any weight took part the divisor is at least the smallest; elsewhere merged is 0.
+        return merged / ops.no_less(divisor, min(weights))
+    is_zero = ops.both(ops.at_least(divisor, 0.0), ops.opposite(ops.greater(divisor, 0.0)))
+    return merged / (divisor + ops.ones(is_zero))
