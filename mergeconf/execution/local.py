@@ -236,6 +236,20 @@ class _Worker(threading.Thread):
         if self._suspect:
             kernels.settle_nan(view)
 
+    def refuse(self, what: None, view: Array) -> None:
+        """Fail where whole numbers differ between the models."""
+        if view.any():
+            plan = self._run.plan
+            first = self._start + int(np.argmax(view))
+            raise ExecutionError(
+                Problem(
+                    f"holds {plan.dtype} values, which cannot be merged, and the models differ "
+                    f"in element {first}",
+                    where=plan.name,
+                    hint="decide it by a rule: take it from one model, or drop it",
+                )
+            )
+
     def store(self, view: Array) -> None:
         """Hand a tile of the output to the sink."""
         plan = self._run.plan

@@ -15,6 +15,7 @@ from mergeconf.dtypes import DType
 from mergeconf.execution import kernels
 from mergeconf.execution.tape import Operand, Ref, Tape, TapeBuilder
 from mergeconf.graph.nodes import (
+    Agreed,
     Cast,
     Choose,
     Elementwise,
@@ -125,6 +126,14 @@ class _Lowering:
             case Choose():
                 mask, x, y = self.value(node.mask), self.value(node.x), self.value(node.y)
                 return self._blend(self._spread(mask, x), x, y)
+            case Agreed():
+                first, *rest = (self.value(arg) for arg in node.args)
+                for other in rest:
+                    bits = _bits(first)
+                    pair = first.seen_as(bits), other.seen_as(bits)
+                    differs = self.builder.emit(np.not_equal, *pair, out="|b1")
+                    self.builder.hand_over("refuse", differs)
+                return first
             case Observe():
                 result = self.value(node.x)
                 if self.count:

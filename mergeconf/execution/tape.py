@@ -15,7 +15,7 @@ import numpy as np
 
 from mergeconf.graph.nodes import KthLargest, Random, Reduce, Scalar
 
-Action = Literal["compute", "load", "draw", "reduce", "count", "check", "store"]
+Action = Literal["compute", "load", "draw", "reduce", "count", "check", "refuse", "store"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,9 @@ class Surroundings(Protocol):
     def check(self, limit: int, view: Array) -> None:
         """Look at float32 bits before they are rounded."""
 
+    def refuse(self, what: None, view: Array) -> None:
+        """Fail if any element of a mask is true: inputs that have to be equal are not."""
+
     def store(self, view: Array) -> None:
         """Take a tile of the output."""
 
@@ -119,6 +122,7 @@ class Workspace:
             "draw": self._surroundings.draw,
             "count": self._surroundings.count,
             "check": self._surroundings.check,
+            "refuse": self._surroundings.refuse,
         }
         if step.action == "compute":
             assert step.function is not None and step.out is not None

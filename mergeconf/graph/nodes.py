@@ -121,6 +121,20 @@ class Random:
 
 
 @dataclass(frozen=True, slots=True)
+class Agreed:
+    """Stored bits that have to be the same in all arguments: whole numbers, which no method
+    merges. A run fails where they differ."""
+
+    args: tuple[Node, ...]
+    dtype: DType
+
+    @property
+    def kind(self) -> Kind:
+        """Stored bits."""
+        return "stored"
+
+
+@dataclass(frozen=True, slots=True)
 class Observe:
     """The value of `x`, unchanged; besides, the true elements of masks are counted by name."""
 
@@ -166,7 +180,7 @@ class Item:
 
 
 Scalar = Reduce | KthLargest | Item
-Node = Input | Cast | Elementwise | Pick | Choose | Random | Observe
+Node = Input | Cast | Elementwise | Pick | Choose | Agreed | Random | Observe
 AnyNode = Node | Scalar | Compute
 
 
@@ -187,11 +201,11 @@ def children(node: AnyNode) -> Iterator[AnyNode]:
                 yield node.otherwise
         case Choose():
             yield from (node.mask, node.x, node.y)
+        case Agreed() | Reduce():
+            yield from node.args
         case Observe():
             yield node.x
             yield from (mask for _, mask in node.counts)
-        case Reduce():
-            yield from node.args
         case KthLargest():
             yield node.x
         case Compute():
@@ -204,7 +218,7 @@ def stored_dtype(node: Node) -> DType:
     """Return the format of a node of stored bits."""
     while isinstance(node, Observe):
         node = node.x
-    assert isinstance(node, (Input, Cast, Pick, Choose)) and node.kind == "stored", node
+    assert isinstance(node, (Input, Cast, Pick, Choose, Agreed)) and node.kind == "stored", node
     return node.dtype
 
 

@@ -1,0 +1,1 @@
+"""Measurements of mergeconf: speed and memory, beside the floor of moving bytes and mergekit."""

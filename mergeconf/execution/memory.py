@@ -1,0 +1,127 @@
+"""How much memory does a run hold, and which settings keep it within a budget?
+
+The figure is what a run holds beyond the bare interpreter with its modules loaded. It is a sum of
+buffers whose sizes are known before the run; measured peaks stay below it (tests/test_memory.py).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+from mergeconf.errors import MemoryBudgetError, Problem
+from mergeconf.execution.local import CHUNK_TILES, DEFAULT_TILE, Settings
+from mergeconf.execution.program import Program, compile_expression
+from mergeconf.execution.reducers import BLOCK, MOST_KEPT
+from mergeconf.graph.nodes import KthLargest
+from mergeconf.plan import Plan, TensorPlan
+from mergeconf.units import format_size
+
+FIXED_BYTES = 12 << 20
+"""Threads' stacks, file buffers, the journal, and what the allocator keeps."""
+BYTES_PER_TENSOR = 4096
+"""Plan, layout and bookkeeping of one output tensor (measured: 2.4 to 3.3 kB)."""
+_BYTES_PER_INPUT = 512
+_SCRATCH_PER_ELEMENT = 12
+"""Masks, kept candidates and draws that kernels make for themselves, in bytes an element."""
+_SMALLEST_TILE = 1 << 12
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """The memory of a run, in bytes."""
+
+    peak_bytes: int
+    """Upper bound of what the run holds beyond the bare interpreter."""
+    worker_bytes: int
+    """Buffers of one worker thread."""
+    reduction_bytes: int
+    """State of the reductions of the tensors that are open at a time."""
+    plan_bytes: int
+    """The plan itself."""
+    largest: str
+    """The output tensor that needs most."""
+
+
+def default_threads() -> int:
+    """Return the number of processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def estimate(plan: Plan, settings: Settings) -> MemoryEstimate:
+    """Return an upper bound of the memory of a run."""
+    worker, reductions, largest, most = 0, 0, "", -1
+    needs: dict[int, int] = {}
+    for tensor in plan.tensors:
+        key = id(tensor.expression)
+        program = compile_expression(tensor.expression)
+        if key not in needs:
+            needs[key] = _worker_bytes(program, settings)
+        state = _reduction_bytes(program, tensor)
+        worker, reductions = max(worker, needs[key]), max(reductions, state)
+        if needs[key] + state > most:
+            largest, most = tensor.name, needs[key] + state
+    held = BYTES_PER_TENSOR * len(plan.tensors) + _BYTES_PER_INPUT * sum(
+        len(model.tensors) for model in plan.models
+    )
+    open_tensors = min(settings.threads, len(plan.tensors))
+    peak = FIXED_BYTES + held + settings.threads * worker + open_tensors * reductions
+    return MemoryEstimate(peak, worker, reductions, held, largest)
+
+
+def _worker_bytes(program: Program, settings: Settings) -> int:
+    tile = settings.tile
+    if program.levels:
+        tile = -(-tile // BLOCK) * BLOCK
+    return tile * (program.bytes_per_element + _SCRATCH_PER_ELEMENT)
+
+
+def _reduction_bytes(program: Program, tensor: TensorPlan) -> int:
+    most = 0
+    for level in program.levels:
+        state = 0
+        for node in level:
+            if isinstance(node, KthLargest):
+                # kept values, their copy when they are searched, and a histogram
+                kept = min(tensor.numel, MOST_KEPT + 2 * BLOCK)
+                state += kept * 4 * 3 + (1 << 16) * 8 * 3
+            else:
+                state += -(-tensor.numel // BLOCK) * 8 * 3
+        most = max(most, state)
+    return most
+
+
+def fit_settings(
+    plan: Plan, memory: int | None, threads: int | None = None
+) -> tuple[Settings, MemoryEstimate]:
+    """Return the fastest settings whose memory stays within a budget.
+
+    Args:
+        plan: What is to be run.
+        memory: Most bytes to hold beyond the bare interpreter, or None for no limit.
+        threads: Worker threads; the number of processors if left out. Fewer where the budget
+            asks for it.
+
+    Raises:
+        MemoryBudgetError: not even one thread with the smallest tile stays within the budget.
+    """
+    wanted = threads or default_threads()
+    settings = Settings(wanted, DEFAULT_TILE, DEFAULT_TILE * CHUNK_TILES)
+    found = estimate(plan, settings)
+    while memory is not None and found.peak_bytes > memory:
+        if settings.tile > DEFAULT_TILE // 4 or (settings.threads == 1 and
+                                                 settings.tile > _SMALLEST_TILE):
+            settings = replace(settings, tile=settings.tile // 2)
+        elif settings.threads > 1:
+            settings = replace(settings, threads=settings.threads - 1)
+        else:
+            raise MemoryBudgetError(
+                Problem(
+                    f"needs {format_size(found.peak_bytes)} of memory, more than the "
+                    f"{format_size(memory)} allowed",
+                    where=found.largest,
+                    hint=f"allow at least --memory {-(-found.peak_bytes // 10**6)}MB",
+                )
+            )
+        found = estimate(plan, settings)
+    return settings, found

@@ -1,0 +1,104 @@
+"""Which stored tensor of which model stands behind each name, tied weights included?
+
+Names are those in the checkpoint files. A weight that a model ties to another (an output head
+that is the embedding) may be stored once or twice; here it is treated once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mergeconf.checkpoint import Checkpoint, StoredTensor
+from mergeconf.layers import Place, place_of, stacks_of
+from mergeconf.plan.data import Dropped
+
+TIED_TO_EMBEDDING = (
+    "lm_head.weight", "embed_out.weight", "decoder.weight", "shared_head.head.weight",
+)  # fmt: skip
+"""Ends of names of weights that are the embedding where a config ties word embeddings."""
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight",
+              "embed_in.weight", "tok_embeddings.weight")  # fmt: skip
+"""Ends of names of word embeddings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """Every name that any model has, and where each model keeps it."""
+
+    models: tuple[Checkpoint, ...]
+    names: tuple[str, ...]
+    """All names, in the order of the first model that has them."""
+    places: dict[str, Place]
+    sources: dict[str, dict[str, StoredTensor]]
+    """By name, by label of the model."""
+    tied_copies: tuple[Dropped, ...]
+    """Stored copies of tied weights, which the output does not need."""
+    unties: bool
+    """Whether models that tie their head are merged with such that do not."""
+
+
+def align(models: Sequence[Checkpoint]) -> Alignment:
+    """Return where each model keeps each tensor."""
+    sources: dict[str, dict[str, StoredTensor]] = {}
+    for model in models:
+        for name, stored in model.tensors.items():
+            sources.setdefault(name, {})[model.label] = stored
+    copies, unties = _settle_ties(models, sources)
+    stacks = stacks_of(sources)
+    places = {name: place_of(name, stacks) for name in sources}
+    return Alignment(tuple(models), tuple(sources), places, sources, copies, unties)
+
+
+def _settle_ties(
+    models: Sequence[Checkpoint], sources: dict[str, dict[str, StoredTensor]]
+) -> tuple[tuple[Dropped, ...], bool]:
+    """Leave out copies of tied heads; where some models have a head of their own, lend the
+    others' embedding to it."""
+    copies: list[Dropped] = []
+    unties = False
+    heads = [name for name in sources if name.endswith(TIED_TO_EMBEDDING)]
+    for head in heads:
+        embedding = _embedding_of(head, sources)
+        if embedding is None:
+            continue
+        having = sources[head]
+        tied = {model.label for model in models if ties_embeddings(model.config)}
+        free = [label for label in having if label not in tied]
+        if not free:
+            copies.append(Dropped(head, tuple(having), f"tied to {embedding}"))
+            del sources[head]
+            continue
+        for label, stored in sources[embedding].items():
+            if label in tied or label not in having:
+                unties = unties or label in tied
+                if label in tied:
+                    having[label] = stored
+    return tuple(copies), unties
+
+
+def _embedding_of(head: str, names: dict[str, Any]) -> str | None:
+    """Return the embedding nearest to a head: that with the longest common start."""
+    found = [name for name in names if name.endswith(EMBEDDINGS)]
+    prefix = head[: -len(next(end for end in TIED_TO_EMBEDDING if head.endswith(end)))]
+    same = [name for name in found if name.startswith(prefix)]
+    return min(same or found, key=lambda name: (len(name), name), default=None)
+
+
+def ties_embeddings(config: dict[str, Any] | None) -> bool:
+    """Tell whether a config says that word embeddings are tied, in itself or its text part."""
+    for section in _sections(config):
+        if "tie_word_embeddings" in section:
+            return bool(section["tie_word_embeddings"])
+    return False
+
+
+def _sections(config: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    if config is None:
+        return
+    yield config
+    for key in ("text_config", "llm_config", "language_config"):
+        inner = config.get(key)
+        if isinstance(inner, dict):
+            yield inner

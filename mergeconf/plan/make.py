@@ -1,0 +1,211 @@
+"""From a recipe and its models' headers to a plan: every output tensor gets its expression."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mergeconf.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from mergeconf.dtypes import DType
+from mergeconf.errors import CheckpointError, PlanError, Problem, RecipeError
+from mergeconf.graph.nodes import Agreed, Input, Node
+from mergeconf.methods import Method, all_methods
+from mergeconf.methods.apply import as_output, trace
+from mergeconf.plan.alignment import Alignment, align
+from mergeconf.plan.data import Dropped, Plan, TensorPlan
+from mergeconf.plan.fit import Misfits
+from mergeconf.plan.output_files import output_files
+from mergeconf.recipe import Decider, Decision, ModelRef, Recipe, check_names
+from mergeconf.storage.layout import OutputTensor, plan_layout
+
+OpenModel = Callable[[Path, str], Checkpoint]
+
+
+def make_plan(recipe: Recipe, *, open_model: OpenModel = open_checkpoint) -> Plan:
+    """Compile a recipe: read its models' headers, and say how each output tensor is made.
+
+    Reads no weights.
+
+    Args:
+        recipe: The recipe.
+        open_model: How to look at a model, for tests.
+
+    Raises:
+        CheckpointError: models are missing, damaged or not understood.
+        PlanError: the models do not fit together, or the recipe does not fit them.
+    """
+    models = _open_models(recipe, open_model)
+    alignment = align(list(models.values()))
+    decider = Decider(recipe)
+    problems = list(check_names(recipe, alignment.places))
+    compiler = _Compiler(recipe, models, alignment)
+    for name in alignment.names:
+        try:
+            decision = decider.decide(name, alignment.places[name])
+        except RecipeError as error:
+            problems.extend(error.problems)
+            continue
+        compiler.add(name, decision)
+    problems.extend(compiler.finish())
+    errors = [problem for problem in problems if problem.severity == "error"]
+    if errors:
+        raise PlanError(dict.fromkeys(errors))
+    return _assemble(recipe, alignment, compiler, problems)
+
+
+def _assemble(
+    recipe: Recipe, alignment: Alignment, compiler: _Compiler, warnings: list[Problem]
+) -> Plan:
+    donor = alignment.models[0]
+    layout = plan_layout(
+        [OutputTensor(plan.name, plan.dtype, plan.shape) for plan in compiler.tensors.values()],
+        recipe.shard_size,
+    )
+    found = [*recipe.warnings, *warnings]
+    for model in alignment.models:
+        found.extend(model.warnings)
+    rules = Counter(
+        plan.decision.rule for plan in compiler.tensors.values() if plan.decision is not None
+    )
+    rules.update(compiler.dropped_by_rule)
+    return Plan(
+        recipe=recipe,
+        models=alignment.models,
+        donor=donor,
+        tensors=tuple(compiler.tensors[name] for name in layout.tensors),
+        dropped=(*alignment.tied_copies, *compiler.dropped),
+        layout=layout,
+        sidecars=output_files(recipe, donor, compiler.out_dtype, unties=alignment.unties),
+        warnings=tuple(p for p in dict.fromkeys(found) if p.code not in recipe.silenced),
+        rule_counts=tuple(rules[rule.index] for rule in recipe.rules),
+    )
+
+
+def _open_models(recipe: Recipe, open_model: OpenModel) -> dict[str, Checkpoint]:
+    """Return the models by key, the base first; all that cannot be opened are reported."""
+    models: dict[str, Checkpoint] = {}
+    problems: list[Problem] = []
+    for reference in recipe.referenced():
+        try:
+            models[reference.key] = open_model(
+                reference.local_path(recipe.folder), reference.text
+            )
+        except CheckpointError as error:
+            problems.extend(_located(problem, reference) for problem in error.problems)
+    if problems:
+        raise CheckpointError(problems)
+    return models
+
+
+def _located(problem: Problem, reference: ModelRef) -> Problem:
+    return Problem(
+        problem.message, problem.where, reference.location, problem.hint, problem.severity
+    )
+
+
+@dataclass(slots=True)
+class _Compiler:
+    """Makes expressions, each different one once, and collects what stands in the way."""
+
+    recipe: Recipe
+    models: Mapping[str, Checkpoint]
+    alignment: Alignment
+    tensors: dict[str, TensorPlan] = field(default_factory=dict)
+    dropped: list[Dropped] = field(default_factory=list)
+    dropped_by_rule: Counter[int | None] = field(default_factory=Counter)
+    misfits: Misfits = field(default_factory=Misfits)
+    _problems: dict[Problem, None] = field(default_factory=dict)
+    _traced: dict[object, Node | None] = field(default_factory=dict)
+    _methods: Mapping[str, Method] = field(default_factory=all_methods)
+
+    @property
+    def out_dtype(self) -> DType | None:
+        """Format that the recipe names for the output."""
+        name = self.recipe.output_dtype
+        return None if name is None else DType[name]
+
+    def finish(self) -> list[Problem]:
+        """Return all that stands in the way of a plan."""
+        problems = [*self._problems, *self.misfits.problems(self.alignment, self.recipe)]
+        if not problems and not self.tensors:
+            problems.append(Problem("the output would hold no tensor at all"))
+        return problems
+
+    def add(self, name: str, decision: Decision) -> None:
+        """Plan one tensor."""
+        sources = self.alignment.sources[name]
+        if decision.drop:
+            reason = f"rules.{decision.rule}"
+            self.dropped.append(Dropped(name, tuple(sources), reason))
+            self.dropped_by_rule[decision.rule] += 1
+            return
+        references = self._references(decision)
+        labels = tuple(self.models[reference.key].label for reference in references)
+        missing = [label for label in labels if label not in sources]
+        if missing:
+            self.misfits.missing(name, missing)
+            return
+        stored = tuple(sources[label] for label in labels)
+        shapes = {tensor.shape for tensor in stored}
+        if len(shapes) > 1:
+            self.misfits.shapes(name, labels, stored)
+            return
+        plan = self._plan(name, decision, labels, stored)
+        if plan is not None:
+            self.tensors[name] = plan
+
+    def _references(self, decision: Decision) -> tuple[ModelRef, ...]:
+        if decision.take is not None:
+            return (decision.take,)
+        base = () if decision.base is None else (decision.base,)
+        return (*base, *decision.models)
+
+    def _plan(
+        self,
+        name: str,
+        decision: Decision,
+        labels: tuple[str, ...],
+        stored: tuple[StoredTensor, ...],
+    ) -> TensorPlan | None:
+        first = stored[0]
+        dtypes = tuple(tensor.dtype for tensor in stored)
+        out_dtype = (self.out_dtype or first.dtype) if first.dtype.is_float else first.dtype
+        if not all(dtype.is_float for dtype in dtypes) and (
+            len(set(dtypes)) > 1 or not (first.dtype.is_integer or decision.take)
+        ):
+            self.misfits.format(name, labels, stored)
+            return None
+        key: object = (decision, dtypes, first.shape, out_dtype)
+        if key not in self._traced:
+            self._traced[key] = self._expression(decision, dtypes, first.shape, out_dtype)
+        expression = self._traced[key]
+        if expression is None:
+            return None
+        return TensorPlan(name, first.shape, out_dtype, expression, stored, labels, decision)
+
+    def _expression(
+        self,
+        decision: Decision,
+        dtypes: tuple[DType, ...],
+        shape: tuple[int, ...],
+        out_dtype: DType,
+    ) -> Node | None:
+        nodes = [Input(slot, dtype) for slot, dtype in enumerate(dtypes)]
+        if decision.take is not None:
+            return as_output(nodes[0], out_dtype)
+        if not out_dtype.is_float:
+            return nodes[0] if len(nodes) == 1 else Agreed(tuple(nodes), out_dtype)
+        assert decision.method is not None
+        method = self._methods[decision.method]
+        base = nodes[0] if decision.base is not None else None
+        models = nodes[1:] if decision.base is not None else nodes
+        parameters = {resolved.name: resolved.value for resolved in decision.parameters}
+        try:
+            return trace(method, base, models, shape, parameters, out_dtype)
+        except ValueError as error:
+            where = "" if decision.rule is None else f"rules.{decision.rule}"
+            problem = Problem(f"{method.name}: {error}", where, decision.location)
+            self._problems[problem] = None
+            return None
