@@ -29,10 +29,13 @@ class Place:
     def depth(self) -> float:
         """Relative depth in the stack, 0 for the first layer and 1 for the last.
 
-        A tensor before or after the layers has depth 0, as mergekit has it.
+        As mergekit has it, a tensor before or after the layers has depth 0, and the only layer of
+        a stack has depth 1.
         """
-        if self.layer is None or self.layers < 2:
+        if self.layer is None:
             return 0.0
+        if self.layers == 1:
+            return 1.0
         return self.layer / (self.layers - 1)
 
 

@@ -20,9 +20,9 @@ from mergeconf.errors import ExecutionError, Problem
 from mergeconf.execution import kernels
 from mergeconf.execution.kernels import Array
 from mergeconf.execution.observer import Observer
-from mergeconf.execution.reducers import BLOCK
 from mergeconf.execution.tensor_run import Sweep, TensorRun
 from mergeconf.execution.workspace import Workspace
+from mergeconf.graph.geometry import BLOCK
 from mergeconf.graph.nodes import Random
 from mergeconf.graph.random import fill_draws
 from mergeconf.plan import TensorPlan
@@ -49,9 +49,9 @@ class Settings:
     threads: int = 2
     """Worker threads."""
     tile: int = DEFAULT_TILE
-    """Elements computed at a time; sweeps of sums round it up to a multiple of 65,536."""
+    """Elements computed at a time; sweeps that need whole blocks or rows adapt it."""
     chunk: int = DEFAULT_TILE * CHUNK_TILES
-    """Elements in a piece of work; a multiple of 65,536."""
+    """Elements in a piece of work, about."""
 
 
 class LocalExecutor:
@@ -195,9 +195,7 @@ class _Worker(threading.Thread):
 
     def _compute(self, run: TensorRun, sweep: Sweep, start: int, count: int) -> None:
         self._run, self._sweep = run, sweep
-        tile = self._executor.settings.tile
-        if sweep.kind == "reduce":
-            tile = -(-tile // BLOCK) * BLOCK
+        tile = run.tile_of(self._executor.settings.tile, sweep.kind)
         for begin in range(start, start + count, tile):
             if self._executor.stopped:
                 return

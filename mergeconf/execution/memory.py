@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from mergeconf.errors import MemoryBudgetError, Problem
 from mergeconf.execution.local import CHUNK_TILES, DEFAULT_TILE, Settings
 from mergeconf.execution.program import Program, compile_expression
-from mergeconf.execution.reducers import BLOCK, MOST_KEPT
+from mergeconf.execution.reducers import MOST_KEPT
+from mergeconf.graph.geometry import BLOCK, Geometry
 from mergeconf.graph.nodes import KthLargest
 from mergeconf.plan import Plan, TensorPlan
 from mergeconf.units import format_size
@@ -53,10 +54,10 @@ def estimate(plan: Plan, settings: Settings) -> MemoryEstimate:
     worker, reductions, largest, most = 0, 0, "", -1
     needs: dict[int, int] = {}
     for tensor in plan.tensors:
-        key = id(tensor.expression)
+        key = id(tensor.expression)  # an expression is made for one shape
         program = compile_expression(tensor.expression)
         if key not in needs:
-            needs[key] = _worker_bytes(program, settings)
+            needs[key] = _worker_bytes(program, tensor, settings)
         state = _reduction_bytes(program, tensor)
         worker, reductions = max(worker, needs[key]), max(reductions, state)
         if needs[key] + state > most:
@@ -69,10 +70,12 @@ def estimate(plan: Plan, settings: Settings) -> MemoryEstimate:
     return MemoryEstimate(peak, worker, reductions, held, largest)
 
 
-def _worker_bytes(program: Program, settings: Settings) -> int:
+def _worker_bytes(program: Program, tensor: TensorPlan, settings: Settings) -> int:
     tile = settings.tile
-    if program.levels:
-        tile = -(-tile // BLOCK) * BLOCK
+    if program.levels or program.whole_rows:
+        tile = max(tile, BLOCK)
+    if program.whole_rows:
+        tile = max(tile, Geometry.of(tensor.shape).row)
     return tile * (program.bytes_per_element + _SCRATCH_PER_ELEMENT)
 
 
@@ -86,7 +89,7 @@ def _reduction_bytes(program: Program, tensor: TensorPlan) -> int:
                 kept = min(tensor.numel, MOST_KEPT + 2 * BLOCK)
                 state += kept * 4 * 3 + (1 << 16) * 8 * 3
             else:
-                state += -(-tensor.numel // BLOCK) * 8 * 3
+                state += Geometry.of(tensor.shape).blocks * 8 * 3
         most = max(most, state)
     return most
 

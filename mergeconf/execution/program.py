@@ -37,6 +37,8 @@ class Program:
     """Computes and stores the output."""
     randoms: tuple[Random, ...]
     """The random draws, each of which gets a key from the tensor's name."""
+    whole_rows: bool = False
+    """Whether a tile has to hold whole rows."""
     _sweeps: dict[tuple[Reduction, ...], Tape] = field(default_factory=dict)
 
     def sweep(self, reductions: tuple[Reduction, ...]) -> Tape:

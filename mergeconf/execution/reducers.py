@@ -1,6 +1,6 @@
 """Reductions over a whole tensor, fed tile by tile, by any thread, in any order.
 
-Sums are taken over fixed blocks of 65,536 elements and added in a fixed tree, so they do not
+Sums are taken over blocks that follow from the shape and added in a fixed tree, so they do not
 depend on tiles or threads. Order statistics are exact: a sample narrows the range in which the
 k-th largest value lies, a sweep over all elements counts what is above it and keeps what is
 inside, and where too much is inside a histogram narrows the range again.
@@ -15,9 +15,9 @@ from typing import Protocol
 import numpy as np
 
 from mergeconf.execution.kernels import Array
+from mergeconf.graph.nodes import NonzeroShare
+from mergeconf.graph.geometry import Geometry
 
-BLOCK = 65_536
-"""Elements that are summed by themselves; the tile of a pass of sums is a multiple of it."""
 _LANES = 512
 SAMPLE_PIECES = 64
 SAMPLE_LENGTH = 1024
@@ -42,22 +42,24 @@ class Reducer(Protocol):
 class SumReducer:
     """A sum in float64, in the order written in `graph.eager`."""
 
-    def __init__(self, numel: int) -> None:
-        self._blocks = np.zeros(max(1, -(-numel // BLOCK)))
+    def __init__(self, geometry: Geometry) -> None:
+        self._geometry = geometry
+        self._blocks = np.zeros(geometry.blocks)
 
     def update(self, start: int, values: Array, size: int) -> None:
-        """Sum the blocks of a tile; `values` is a float64 buffer with room up to 512 elements."""
-        padded = -(-size // _LANES) * _LANES
-        values[size:padded] = 0.0
-        for begin in range(0, padded, BLOCK):
-            lanes = values[begin : min(begin + BLOCK, padded)].reshape(-1, _LANES)
+        """Sum the blocks of a tile."""
+        for index, begin, end in self._geometry.split(start, size):
+            whole = (end - begin) // _LANES * _LANES
+            lanes = values[begin : begin + whole].reshape(-1, _LANES)
             # Adding along the first axis is element-wise and in order; along the last one numpy
             # would choose an order that depends on the processor.
-            rows = np.add.reduce(np.add.reduce(lanes, axis=0).reshape(16, 32), axis=0)
+            sums = np.add.reduce(lanes, axis=0)
+            if begin + whole < end:
+                sums[: end - begin - whole] += values[begin + whole : end]
             total = 0.0
-            for row in rows.tolist():
+            for row in np.add.reduce(sums.reshape(16, 32), axis=0).tolist():
                 total += row
-            self._blocks[(start + begin) // BLOCK] = total
+            self._blocks[index] = total
 
     def finish(self) -> float:
         """Add the blocks in a binary tree."""
@@ -94,8 +96,11 @@ class KthLargestReducer:
     Bits of non-negative floats, taken as integers, are ordered as the floats are.
     """
 
-    def __init__(self, numel: int, k: int) -> None:
-        self._numel, self._k = numel, k
+    def __init__(self, numel: int, k: int | NonzeroShare) -> None:
+        self._numel = numel
+        self._k = None if isinstance(k, NonzeroShare) else k
+        """The rank; None until the values that are not 0 have been counted."""
+        self._share = k.share if isinstance(k, NonzeroShare) else 0.0
         self._low, self._high = 0, _END
         self._lock = threading.Lock()
         self._sample: list[Array] = []
@@ -105,6 +110,7 @@ class KthLargestReducer:
     def _reset(self) -> None:
         self._above = 0
         self._inside = 0
+        self._nonzero = 0
         self._kept: list[Array] = []
         self._kept_size = 0
         self._histogram: Array | None = None
@@ -128,9 +134,13 @@ class KthLargestReducer:
         """
         sample = np.sort(np.concatenate(self._sample))[::-1]
         self._sample = []
-        share = self._k / self._numel
+        if self._k is None:
+            share = self._share * int(np.count_nonzero(sample)) / len(sample)
+        else:
+            share = self._k / self._numel
         rank = share * len(sample)
-        margin = 8 * math.sqrt(len(sample) * share * (1 - share)) + 16
+        # Where the rank itself is an estimate its error is as large again at most.
+        margin = (16 if self._k is None else 8) * math.sqrt(len(sample) * share * (1 - share)) + 16
         first, last = int(rank - margin), math.ceil(rank + margin)
         if first >= 0:
             self._high = int(sample[first]) + 1
@@ -158,8 +168,10 @@ class KthLargestReducer:
             found[atom] = int(np.count_nonzero(equal))
             np.not_equal(mask, equal, out=mask)
         inside = np.compress(mask, bits)
+        nonzero = int(np.count_nonzero(bits)) if self._k is None else 0
         with self._lock:
             self._above += above
+            self._nonzero += nonzero
             self._inside += len(inside) + sum(found.values())
             for atom, count in found.items():
                 self._atoms[atom] += count
@@ -176,6 +188,10 @@ class KthLargestReducer:
 
     def finish(self) -> float | None:
         """Return the value, or narrow the range and ask for another sweep."""
+        if self._k is None:
+            self._k = int(self._share * self._nonzero)
+        if self._k == 0:
+            return math.inf
         if self._numel == 0:
             return 0.0
         rank = self._k - self._above

@@ -15,6 +15,7 @@ from mergeconf.execution.reducers import (
     SumReducer,
 )
 from mergeconf.execution.tape import Tape
+from mergeconf.graph.geometry import BLOCK, Geometry
 from mergeconf.graph.nodes import AnyNode, KthLargest, Random
 from mergeconf.graph.random import stream_key
 from mergeconf.plan import TensorPlan
@@ -49,6 +50,7 @@ class TensorRun:
         self.lock = threading.Lock()
         self.pending = 0
         """Pieces of the current sweep that are not done yet."""
+        self.geometry = Geometry.of(plan.shape)
         self._chunk = chunk
         self._known: dict[AnyNode, float] = {}
         self._level = -1
@@ -85,20 +87,24 @@ class TensorRun:
                 reducer.use_sample()
         return self._begin(self.program.sweep(tuple(self._open)), "reduce")
 
+    def tile_of(self, tile: int, kind: str) -> int:
+        """Return the elements to compute at a time: whole rows or blocks where they are needed."""
+        row, unit = self.geometry.row, self.geometry.unit
+        if self.program.whole_rows and row > BLOCK:
+            return row
+        if kind == "reduce" or self.program.whole_rows:
+            return max(1, tile // unit) * unit
+        return tile
+
     def _level_nodes(self) -> tuple[Reduction, ...]:
         return self.program.levels[self._level]
 
     def _begin(self, tape: Tape, kind: str) -> Sweep:
-        numel = self.plan.numel
+        whole_rows = self.program.whole_rows
         if kind == "sample":
-            # Pieces spread evenly, never overlapping: a tensor with a sample is longer than it.
-            pieces = min(SAMPLE_PIECES, numel // (4 * SAMPLE_LENGTH))
-            starts = [piece * numel // pieces for piece in range(pieces)]
-            ranges = [(start, SAMPLE_LENGTH) for start in starts]
+            ranges = self._sample_ranges()
         else:
-            ranges = [
-                (start, min(self._chunk, numel - start)) for start in range(0, numel, self._chunk)
-            ]
+            ranges = list(self.geometry.stretches(self._chunk, whole_rows=whole_rows))
         sweep = Sweep(tape, ranges, kind)
         sweep.reducers = [self._open[node] for node in tape.reductions]
         sweep.scalars = [evaluate_scalar(node, self._known) for node in tape.scalars]
@@ -108,11 +114,20 @@ class TensorRun:
         assert self._sweeps <= _MOST_SWEEPS, f"{self.plan.name}: the search does not end"
         return sweep
 
+    def _sample_ranges(self) -> list[tuple[int, int]]:
+        """Return pieces spread evenly, never overlapping: the tensor is longer than they are."""
+        numel, row = self.plan.numel, self.geometry.row
+        length = row if self.program.whole_rows else SAMPLE_LENGTH
+        pieces = max(1, min(SAMPLE_PIECES, numel // (4 * length)))
+        starts = [piece * numel // pieces for piece in range(pieces)]
+        if self.program.whole_rows:
+            starts = [start // row * row for start in starts]
+        return [(start, length) for start in starts]
+
     def _reducer(self, node: Reduction) -> Reducer:
-        numel = self.plan.numel
         if isinstance(node, KthLargest):
-            return KthLargestReducer(numel, node.k)
-        return CountReducer() if node.op == "count" else SumReducer(numel)
+            return KthLargestReducer(self.plan.numel, node.k)
+        return CountReducer() if node.op == "count" else SumReducer(self.geometry)
 
     def _collect(self) -> None:
         for node, reducer in list(self._open.items()):

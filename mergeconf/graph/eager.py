@@ -80,6 +80,11 @@ def no_less(x: torch.Tensor, bound: float) -> torch.Tensor:
     return torch.clamp(x, min=bound)
 
 
+def reciprocal(x: torch.Tensor) -> torch.Tensor:
+    """Divide 1 by x."""
+    return 1.0 / x
+
+
 def total_of(x: torch.Tensor) -> float:
     """Sum in float64 by the written order; see `_sum_in_order`."""
     return _sum_in_order(x.to(torch.float64))
@@ -102,25 +107,35 @@ def kth_largest(x: torch.Tensor, k: int) -> float:
     return float(torch.sort(x.flatten(), descending=True).values[k - 1].item())
 
 
+def kth_largest_of_nonzero(x: torch.Tensor, share: float) -> float:
+    """Count, sort everything and look."""
+    k = int(share * int((x != 0).sum().item()))
+    return kth_largest(x, k) if k else float("inf")
+
+
 def _sum_in_order(x: torch.Tensor) -> float:
     """Sum float64 values in the order that defines the result.
 
-    Elements, padded with zeros, are laid out as (blocks, 128, 512); the 128 rows of a block are
-    added from the first to the last; of the 512 sums the 16 rows of 32 likewise; then the 32 one
-    by one; then the blocks in a binary tree, padded with zeros to a power of two.
+    Blocks are as many whole rows as fit into 65,536 elements; a longer row is cut into pieces of
+    65,536. A block, padded with zeros, is laid out as (128, 512); its rows are added from the
+    first to the last; of the 512 sums the 16 rows of 32 likewise; then the 32 one by one; then
+    the blocks in a binary tree, padded with zeros to a power of two.
     """
-    flat = x.flatten()
-    blocks = max(1, -(-flat.numel() // BLOCK))
-    padded = torch.zeros(blocks * BLOCK, dtype=torch.float64)
-    padded[: flat.numel()] = flat
-    rows = _add_rows(padded.reshape(blocks, BLOCK // LANES, LANES))
-    rows = _add_rows(rows.reshape(blocks, 16, 32))
-    sums = _add_rows(rows.reshape(blocks, 32, 1)).flatten()
-    size = 1
-    while size < blocks:
-        size *= 2
-    tree = torch.zeros(size, dtype=torch.float64)
-    tree[:blocks] = sums
+    row = x.shape[-1] if x.dim() > 1 else x.numel()
+    if x.numel() == 0:
+        return 0.0
+    if row <= BLOCK:
+        pieces = list(x.flatten().split(BLOCK // row * row))
+    else:
+        pieces = [piece for line in x.reshape(-1, row) for piece in line.split(BLOCK)]
+    padded = torch.zeros(len(pieces), BLOCK, dtype=torch.float64)
+    for block, piece in zip(padded, pieces, strict=True):
+        block[: len(piece)] = piece
+    rows = _add_rows(padded.reshape(-1, BLOCK // LANES, LANES))
+    rows = _add_rows(rows.reshape(-1, 16, 32))
+    sums = _add_rows(rows.reshape(-1, 32, 1)).flatten()
+    tree = torch.zeros(1 << (len(sums) - 1).bit_length(), dtype=torch.float64)
+    tree[: len(sums)] = sums
     while len(tree) > 1:
         tree = tree[: len(tree) // 2] + tree[len(tree) // 2 :]
     return float(tree.item())

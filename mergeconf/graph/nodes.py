@@ -153,12 +153,20 @@ class Reduce:
 
 
 @dataclass(frozen=True, slots=True)
+class NonzeroShare:
+    """A rank that depends on the values: floor(share · number of values that are not 0)."""
+
+    share: float
+    """0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
 class KthLargest:
     """The k-th largest value of x, exactly; x has no negative value. NaN counts as largest."""
 
     x: Node
-    k: int
-    """Counted from 1."""
+    k: int | NonzeroShare
+    """Counted from 1; where the share comes to rank 0 the result is infinity."""
 
 
 @dataclass(frozen=True, slots=True)

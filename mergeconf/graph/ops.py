@@ -22,6 +22,7 @@ from mergeconf.graph.nodes import (
     Item,
     KthLargest,
     Node,
+    NonzeroShare,
     Observe,
     Op,
     Pick,
@@ -70,6 +71,13 @@ def combine(tensors: Sequence[T], coefficients: Sequence[S | float]) -> T:
     meanings = {tensor.meaning for tensor in tensors}
     meaning = tensors[0].meaning if len(meanings) == 1 else Meaning.plain
     return Lazy(total, tensors[0].shape, meaning)
+
+
+def reciprocal(x: T) -> T:
+    """Return 1 / x, element by element."""
+    if not isinstance(x, Lazy):
+        return _eager().reciprocal(x)
+    return Lazy(elementwise("div", 1.0, as_f32(x.node)), x.shape)
 
 
 # --- masks -----------------------------------------------------------------------------------
@@ -205,6 +213,17 @@ def kth_largest(x: T, k: int) -> S:
     if not 1 <= k <= max(x.numel(), 1):
         raise ValueError(f"k is {k}, but the tensor has {x.numel()} elements")
     return LazyScalar(KthLargest(as_f32(x.node), k))
+
+
+def kth_largest_of_nonzero(x: T, share: float) -> S:
+    """Return the k-th largest of all elements, k = floor(share · number of those that are not 0).
+
+    Exact; x has no negative element. Infinity where k is 0. NaN counts as larger than everything,
+    and is not 0.
+    """
+    if not isinstance(x, Lazy):
+        return _eager().kth_largest_of_nonzero(x, share)
+    return LazyScalar(KthLargest(as_f32(x.node), NonzeroShare(share)))
 
 
 def scalars(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 RESOLUTION = 1 << 16
 """A draw is uniform over the integers from 0 to one below this."""
 MOST_SHARES = (1 << 15) - 1
@@ -36,5 +38,7 @@ def shares_of(weights: tuple[float, ...]) -> tuple[int, ...]:
     positive = {weight for weight in weights if weight > 0}
     if len(positive) == 1:
         return tuple(int(weight > 0) for weight in weights)
-    scale = (MOST_SHARES - len(weights)) / total
-    return tuple(max(1, round(weight * scale)) if weight > 0 else 0 for weight in weights)
+    # A power of two brings them near 1, so that no sum or quotient overflows.
+    near = [math.ldexp(weight, -math.frexp(max(weights))[1]) for weight in weights]
+    scale = (MOST_SHARES - len(weights)) / sum(near)
+    return tuple(max(1, round(x * scale)) if w > 0 else 0 for x, w in zip(near, weights, strict=True))

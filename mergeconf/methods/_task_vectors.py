@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import Any
 
 from mergeconf.graph import ops
 
 T = Any
+
+L1_FLOOR = 1e-7
+"""A sum of magnitudes below this is not restored, and nothing is scaled by it."""
+WEIGHT_FLOOR = 1e-8
+"""Weights whose sum is smaller are not divided by it."""
 
 
 def deltas_of(base: T, models: Sequence[T]) -> list[T]:
@@ -24,18 +30,23 @@ def trim(delta: T, density: float) -> T:
     """Keep the elements of largest magnitude, set the others to 0.
 
     All elements of a magnitude of at least the k-th largest are kept, k = max(1, floor(ρ n)); so
-    equal magnitudes are kept or dropped together, and order plays no part.
+    equal magnitudes are kept or dropped together, and order plays no part. A density of 0 keeps
+    nothing.
     """
     if density >= 1:
         return delta
     magnitude = abs(delta)
+    if density == 0:
+        return ops.only(ops.less(magnitude, 0.0), delta)
     threshold = ops.kth_largest(magnitude, kept_count(density, delta.numel()))
     return ops.only(ops.at_least(magnitude, threshold), delta)
 
 
 def l1_ratio(before: float, after: float) -> tuple[float, ...]:
-    """Return the factor that restores a sum of magnitudes; 1 where nothing is left."""
-    return (before / after if after > 0 else 1.0,)
+    """Return the factor that restores a sum of magnitudes; 1 where one of the two is below 1e-7."""
+    if before < L1_FLOOR or after < L1_FLOOR:
+        return (1.0,)
+    return (before / after,)
 
 
 def restore_l1(kept: T, delta: T) -> T:
@@ -46,10 +57,29 @@ def restore_l1(kept: T, delta: T) -> T:
     return kept * scale
 
 
+def float32_sum(values: Sequence[float]) -> float:
+    """Return the sum of numbers as float32 adds them.
+
+    Tensors are multiplied by weights that are rounded to float32, so this is what a weighted sum
+    has to be divided by.
+    """
+    total = 0.0
+    for value in values:
+        total = _as_float32(total + _as_float32(value))
+    return total
+
+
+def _as_float32(value: float) -> float:
+    return float(struct.unpack("<f", struct.pack("<f", value))[0])
+
+
 def weighted_sum(deltas: Sequence[T], weights: Sequence[float], normalize: bool) -> T:
-    """Return Σ w_i d_i, over Σ w_i if `normalize` (a sum of 0 counts as 1)."""
+    """Return Σ w_i d_i, over Σ w_i if `normalize` (a sum below 1e-8 in magnitude counts as 1)."""
     total = ops.add_all([weight * delta for weight, delta in zip(weights, deltas, strict=True)])
-    return total / (sum(weights) or 1.0) if normalize else total
+    if not normalize:
+        return total
+    divisor = float32_sum(weights)
+    return total / (divisor if abs(divisor) >= WEIGHT_FLOOR else 1.0)
 
 
 def agreeing_sum(deltas: Sequence[T], weights: Sequence[float], normalize: bool) -> T:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mergeconf.graph import ops
+from mergeconf.methods._task_vectors import float32_sum
 from mergeconf.methods.registry import PerModel, merge_method
 
 
@@ -22,7 +23,7 @@ def linear(*models: Any, weight: PerModel = 1.0, normalize: bool = True) -> Any:
     total = ops.combine(models, weight)
     if not normalize:
         return total
-    weights = sum(weight)
+    weights = float32_sum(weight)
     if weights == 0:
         raise ValueError("the weights sum to 0, so they cannot be normalized")
     return total / weights

@@ -21,7 +21,8 @@ def ties(
     """Trim small deltas, elect a sign per parameter, and merge the deltas that agree with it.
 
     Each delta keeps the share `density` of its elements that is largest in magnitude, per tensor:
-    those of at least the k-th largest magnitude, k = max(1, floor(density · n)). With y_i the
+    those of at least the k-th largest magnitude, k = max(1, floor(density · n)), and none of them
+    where the density is 0. With y_i the
     trimmed deltas times their weights, s = sign Σ y_i (0 counts as plus), the result is
     θ0 + λ Σ y_i[sign y_i = s] / Σ w_i[sign y_i = s]; without `normalize` it is not divided.
     `rescale` restores each trimmed delta's L1 norm.

@@ -1,0 +1,5 @@
+"""`python -m mergeconf`."""
+
+from mergeconf.cli import main
+
+main()

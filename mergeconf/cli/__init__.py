@@ -1,0 +1,72 @@
+"""The command line: the only place that prints, asks, reads the environment or sets exit codes.
+
+One file a command. Commands import what they need when they are called, so that `--help`,
+`methods` and `check` answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from mergeconf.cli import check, explain, methods, plan, run, schema
+from mergeconf.cli.output import INTERNAL_ERROR, INTERRUPTED, print_problems
+
+app = typer.Typer(
+    name="mergeconf",
+    help="Merge language models from declarative recipes: on CPU, in little memory, with the same "
+    "bits every time.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for module in (run, check, plan, explain, methods, schema):
+    app.command(module.NAME)(module.command)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from mergeconf import __version__
+
+        print(f"mergeconf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and stop."
+    ),
+) -> None:
+    """Merge language models from declarative recipes."""
+
+
+def main() -> None:
+    """Run the command line; no foreign exception leaves it as a traceback."""
+    from mergeconf.errors import Interrupted, MergeconfError
+
+    try:
+        app()
+    except Interrupted as error:
+        print_problems(error.problems)
+        sys.exit(INTERRUPTED)
+    except MergeconfError as error:
+        print_problems(error.problems)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # the reader of our output is gone (`mergeconf plan ... | head`): nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if os.environ.get("MERGECONF_TRACEBACK"):
+            raise
+        name = type(error).__name__
+        print(f"a defect of mergeconf: {name}: {error}", file=sys.stderr)
+        print("set MERGECONF_TRACEBACK=1 to see where, and report it", file=sys.stderr)
+        sys.exit(INTERNAL_ERROR)

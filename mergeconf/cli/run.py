@@ -1,0 +1,119 @@
+"""`mergeconf run`: merge."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mergeconf.cli.output import (
+    MemoryOption,
+    RecipeArgument,
+    ThreadsOption,
+    memory_bytes,
+    print_problems,
+    print_table,
+)
+from mergeconf.units import format_count, format_seconds, format_size
+
+if TYPE_CHECKING:
+    from mergeconf.api import RunReport
+    from mergeconf.plan import Plan
+
+NAME = "run"
+
+
+def command(
+    recipe: RecipeArgument,
+    out: Annotated[
+        str | None,
+        typer.Option("-o", "--out", metavar="OUT", help="Folder to write; default: merged/NAME."),
+    ] = None,
+    memory: MemoryOption = None,
+    threads: ThreadsOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a model that is already at OUT.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Merge the models of a recipe.
+
+    The output appears at once and complete, or not at all. An interrupted run continues when the
+    same command is given again, and gives the same bytes.
+    """
+    from mergeconf.api import run_plan
+    from mergeconf.cli.progress import progress
+    from mergeconf.plan import make_plan
+    from mergeconf.recipe import load_recipe
+
+    budget = memory_bytes(memory)
+    plan = make_plan(load_recipe(recipe))
+    if not quiet:
+        print_problems(plan.warnings)
+    target = Path(out) if out is not None else Path("merged") / plan.recipe.name
+    signal.signal(signal.SIGTERM, _interrupt)
+    with progress(quiet=quiet) as observer:
+        report = run_plan(
+            plan, target, memory=budget, threads=threads, force=force, observer=observer
+        )
+    if not quiet:
+        _print(plan, report, target)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    # a scheduler's polite request to end is answered as Ctrl-C is: what is finished is kept
+    raise KeyboardInterrupt
+
+
+def _print(plan: Plan, report: RunReport, target: Path) -> None:
+    recipe = plan.recipe
+    base = recipe.base_model
+    models = [model.label for model in plan.models if base is None or model.label != base.text]
+    rows = [
+        ("merged", f"{len(models)} models with {recipe.method or f'take {recipe.take}'}, "
+         f"seed {recipe.seed}"),
+    ]  # fmt: skip
+    if base is not None:
+        rows.append(("base", base.text))
+    rows.append(("models", ", ".join(models)))
+    for rule, count in zip(recipe.rules, plan.rule_counts, strict=True):
+        rows.append((f"rules.{rule.index}", f"{rule.matcher}: {count:,} tensors"))
+    rows.append(
+        ("tensors", f"{len(plan.tensors):,} tensors, {format_count(plan.parameters)} parameters"
+         + (f", {len(plan.dropped)} left out" if plan.dropped else ""))
+    )  # fmt: skip
+    rows.extend(_selection_rows(report))
+    if report.resumed:
+        rows.append(("continued", f"{report.resumed:,} tensors were there from an earlier run"))
+    rows += [
+        ("read", f"{format_size(report.bytes_read)}, written {format_size(report.bytes_written)}"),
+        ("time", f"{format_seconds(report.seconds)}, peak memory {format_size(report.peak_bytes)} "
+         "with the interpreter"),
+        ("output", str(target)),
+    ]  # fmt: skip
+    print_table(rows, indent="")
+    loader = "AutoModelForCausalLM" if plan.donor.config else "safetensors"
+    print("\nnext:")
+    if plan.donor.config:
+        print(f'  python -c "from transformers import {loader}; '
+              f"{loader}.from_pretrained('{target}')\"")  # fmt: skip
+    print(f"  mergeconf explain {recipe.path or 'RECIPE'} {plan.tensors[0].name}")
+
+
+def _selection_rows(report: RunReport) -> list[tuple[str, str]]:
+    """Say what parameter selection has met, where it was used."""
+    changed = []
+    while (share := report.share(f"changed:{len(changed)}")) is not None:
+        changed.append(share)
+    somewhere = report.share("changed_somewhere")
+    if not changed or somewhere is None:
+        return []
+    equal = 1 - sum(changed) / len(changed)
+    per_model = ", ".join(f"{1 - share:.2%}" for share in changed)
+    return [
+        ("equal to base", f"{equal:.2%} of the models' elements ({per_model}): drawn again"),
+        ("base kept", f"{1 - somewhere:.2%} of the elements, which no model changed"),
+    ]

@@ -1,0 +1,70 @@
+"""Interpolation between the base and the mean model, by the angles between deltas."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from mergeconf.graph import ops
+from mergeconf.methods._span import all_finite, clamp_cosine, matrix_of, norms_of
+from mergeconf.methods._task_vectors import deltas_of
+from mergeconf.methods.registry import merge_method
+
+NORM_FLOOR = 1e-6
+"""The product of two norms is taken to be at least this."""
+SINGULAR = 1e-6
+"""A smaller denominator of t means that there is no estimate: the base is kept."""
+
+
+def stock_shares(*numbers: float) -> tuple[float, float]:
+    """Return the shares of the mean model and the base: from the Gram matrix and mean_angle."""
+    *lower, mean_angle = numbers
+    if not all_finite(lower):
+        return math.nan, math.nan
+    gram = matrix_of(lower)
+    norms = norms_of(gram)
+    cosines = [
+        clamp_cosine(gram[i][j] / max(norms[i] * norms[j], NORM_FLOOR))
+        for i in range(len(gram))
+        for j in range(i)
+    ]
+    if mean_angle:
+        cosine = math.cos(sum(map(math.acos, cosines)) / len(cosines))
+    else:
+        cosine = sum(cosines) / len(cosines)
+    denominator = 1 + (len(gram) - 1) * cosine
+    t = 0.0 if abs(denominator) < SINGULAR else len(gram) * cosine / denominator
+    return t, 1 - t
+
+
+@merge_method(
+    models=(2, None),
+    source="arXiv:2403.19522",
+    ignored={"weight": "all models count alike in model_stock"},
+    laws={"identity", "base_identity", "order"},
+)
+def model_stock(
+    base: Any, *models: Any, filter_wise: bool = False, mean_angle: bool = False
+) -> Any:
+    """Interpolate between the base and the mean of the models, as far as their deltas agree.
+
+    With c the mean over all pairs of the cosine between two deltas of N models,
+    t = N c / (1 + (N − 1) c), and the result is t · mean(θ_i) + (1 − t) · θ0, per tensor. Where
+    |1 + (N − 1) c| < 1e-6 there is no estimate and the base is kept. The product of two norms is
+    taken to be at least 1e-6 when a cosine is computed, as in mergekit: deltas smaller than that
+    pull the tensor towards the base.
+
+    Jang et al., 2024, "Model Stock: all we need is just a few fine-tuned models"
+    (arXiv:2403.19522). The authors average angles where mergekit averages cosines: `mean_angle`
+    takes c = cos(mean of the angles).
+
+    Raises:
+        ValueError: `filter_wise` is asked for.
+    """
+    if filter_wise:
+        raise ValueError("filter_wise: true is not supported yet")
+    shares = ops.scalars(
+        stock_shares, *ops.gram(deltas_of(base, models)), size=2, options=(mean_angle,)
+    )
+    mean = ops.combine(models, [1.0] * len(models)) / float(len(models))
+    return ops.combine([mean, base], shares)

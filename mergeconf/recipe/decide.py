@@ -1,0 +1,248 @@
+"""What is done with one tensor? Which rule decides it, and every parameter's value with its origin.
+
+Precedence, strongest first: a matching rule, the model, the recipe, the method's default. Knows
+names and places of tensors, nothing of their shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mergeconf.errors import Location, Problem, RecipeError
+from mergeconf.layers import Place
+from mergeconf.methods import Method, Parameter, all_methods
+from mergeconf.recipe.model import ModelEntry, ModelRef, Recipe, Rule
+from mergeconf.recipe.values import Constant, Evaluated, Gradient, Value, convert, evaluate
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """One parameter of the method for one tensor."""
+
+    name: str
+    """Name in the recipe."""
+    argument: str
+    """Name of the method's keyword argument."""
+    value: Any
+    """The value; for a per-model parameter a tuple, one value a merged model."""
+    origins: tuple[Evaluated, ...] = field(compare=False)
+    """Where the value came from: one, or one a merged model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What is done with one tensor. Equal and of equal hash where the same is done.
+
+    Exactly one of `method`, `take` and `drop` is set.
+    """
+
+    method: str | None
+    take: ModelRef | None
+    drop: bool
+    base: ModelRef | None
+    """The base, where the method uses one and the recipe has one."""
+    models: tuple[ModelRef, ...]
+    """The models merged, in the recipe's order, without the base where the method uses one."""
+    parameters: tuple[Resolved, ...]
+    """Every parameter of the method, in the method's order."""
+    rule: int | None = field(compare=False)
+    """Index of the rule that decided, or None for the recipe itself."""
+    location: Location | None = field(compare=False)
+    """Place of that rule, or of the recipe's `merge_method` or `take`."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The method's keyword arguments."""
+        return {resolved.argument: resolved.value for resolved in self.parameters}
+
+
+class Decider:
+    """Decides tensor after tensor for one recipe; what does not depend on the tensor is kept."""
+
+    def __init__(self, recipe: Recipe, methods: Mapping[str, Method] | None = None) -> None:
+        known = all_methods() if methods is None else methods
+        self._rules = tuple((rule.matcher, _Branch(recipe, known, rule)) for rule in recipe.rules)
+        self._recipe = _Branch(recipe, known, None)
+
+    def decide(self, name: str, place: Place) -> Decision:
+        """Return what is done with a tensor.
+
+        Raises:
+            RecipeError: a parameter that the method needs has no value for this tensor.
+        """
+        return self._branch(name, place).decide(name, place)
+
+    def rule_of(self, name: str, place: Place) -> int | None:
+        """Return the index of the first rule that fits a tensor, or None."""
+        return self._branch(name, place).index
+
+    def _branch(self, name: str, place: Place) -> _Branch:
+        for matcher, branch in self._rules:
+            if matcher.fits(name, place):
+                return branch
+        return self._recipe
+
+
+def decide(
+    recipe: Recipe, name: str, place: Place, *, methods: Mapping[str, Method] | None = None
+) -> Decision:
+    """Return what is done with one tensor; for many tensors make one `Decider`.
+
+    Raises:
+        RecipeError: a parameter that the method needs has no value for this tensor.
+    """
+    return Decider(recipe, methods).decide(name, place)
+
+
+class _Branch:
+    """What one rule, or the recipe where no rule fits, does with its tensors."""
+
+    def __init__(self, recipe: Recipe, methods: Mapping[str, Method], rule: Rule | None) -> None:
+        owner = recipe if rule is None else rule
+        self.index = None if rule is None else rule.index
+        key = "take" if recipe.method is None else "merge_method"
+        location = rule.location if rule is not None else recipe.locations.get(key)
+        method = None if owner.method is None else methods[owner.method]
+        merged = () if method is None else recipe.merged(method)
+        self._method = method
+        self._merged = merged
+        self._frame = Decision(
+            method=owner.method,
+            take=owner.take,
+            drop=rule is not None and rule.drop,
+            base=None if method is None or method.base == "unused" else recipe.base_model,
+            models=tuple(entry.model for entry in merged),
+            parameters=(),
+            rule=self.index,
+            location=location,
+        )
+        self._slots = (
+            tuple(
+                (parameter, _chains(recipe, rule, parameter, merged))
+                for parameter in method.parameters.values()
+            )
+            if method is not None
+            else ()
+        )
+        self._kept: dict[tuple[int, ...], Decision] = {}
+
+    def decide(self, name: str, place: Place) -> Decision:
+        found = []
+        key = []
+        for _, chains in self._slots:
+            for chain in chains:
+                evaluated = chain.at(name, place)
+                found.append(evaluated)
+                key.append(id(evaluated))  # chains keep what they return, so ids stay valid
+        kept = self._kept.get(tuple(key))
+        if kept is None:
+            kept = self._make(name, found)
+            self._kept[tuple(key)] = kept
+        return kept
+
+    def _make(self, name: str, found: list[Evaluated | None]) -> Decision:
+        parameters = []
+        problems = []
+        position = 0
+        for parameter, chains in self._slots:
+            part = found[position : position + len(chains)]
+            position += len(chains)
+            origins = tuple(origin for origin in part if origin is not None)
+            if len(origins) < len(part):
+                problems.append(self._no_value(name, parameter, part))
+                continue
+            value = tuple(o.value for o in origins) if parameter.per_model else origins[0].value
+            parameters.append(Resolved(parameter.name, parameter.argument, value, origins))
+        if problems:
+            raise RecipeError(problems)
+        frame = self._frame
+        return Decision(
+            frame.method, frame.take, frame.drop, frame.base, frame.models, tuple(parameters),
+            frame.rule, frame.location,
+        )  # fmt: skip
+
+    def _no_value(self, name: str, parameter: Parameter, part: list[Evaluated | None]) -> Problem:
+        models = (
+            " for " + ", ".join(
+                str(entry.model)
+                for entry, origin in zip(self._merged, part, strict=True)
+                if origin is None
+            )
+            if parameter.per_model
+            else ""
+        )  # fmt: skip
+        prefix = "" if self.index is None else f"rules.{self.index}."
+        return Problem(
+            f"'{self._frame.method}' needs a value{models}, and no case fits tensor {name}",
+            where=f"{prefix}parameters.{parameter.name}",
+            location=self._frame.location,
+            hint="end the list with a case that has no filter",
+        )
+
+
+class _Chain:
+    """Values of one parameter for one model, strongest first, and the default behind them."""
+
+    __slots__ = ("_cases", "_default", "_fixed", "_kept", "_values")
+
+    def __init__(self, values: tuple[Value, ...], default: Evaluated | None) -> None:
+        self._values = values
+        self._default = default
+        self._kept: dict[object, Evaluated | None] = {}
+        # a constant before all else is the same for every tensor
+        self._fixed = not values or isinstance(values[0], Constant)
+        self._cases = not self._fixed and not isinstance(values[0], Gradient)
+
+    def at(self, name: str, place: Place) -> Evaluated | None:
+        key: object = None
+        if self._cases:
+            key = self._which(name, place)
+        elif not self._fixed:
+            key = place.depth
+        if key not in self._kept:
+            self._kept[key] = self._evaluate(name, place)
+        return self._kept[key]
+
+    def _which(self, name: str, place: Place) -> object:
+        """Name what decides the value: which value of the chain, which case, at which depth."""
+        for index, value in enumerate(self._values):
+            if isinstance(value, Constant):
+                return index, 0, 0.0
+            if isinstance(value, Gradient):
+                return index, 0, place.depth
+            for number, case in enumerate(value.cases):
+                if case.matcher.fits(name, place):
+                    gradient = isinstance(case.value, Gradient)
+                    return index, number, place.depth if gradient else 0.0
+        return None
+
+    def _evaluate(self, name: str, place: Place) -> Evaluated | None:
+        for value in self._values:
+            found = evaluate(value, name, place)
+            if found is not None:
+                return found
+        return self._default
+
+
+def _chains(
+    recipe: Recipe, rule: Rule | None, parameter: Parameter, merged: tuple[ModelEntry, ...]
+) -> tuple[_Chain, ...]:
+    default = None if parameter.required else Evaluated(parameter.default, "", None, "default")
+    of_rule = None if rule is None else rule.parameters.get(parameter.name)
+    of_recipe = recipe.parameters.get(parameter.name)
+    of_models: list[Value | None] = [None]
+    if parameter.per_model:
+        of_models = [entry.parameters.get(parameter.name) for entry in merged]
+    return tuple(
+        _Chain(
+            tuple(
+                convert(value, parameter)
+                for value in (of_rule, of_model, of_recipe)
+                if value is not None
+            ),
+            default,
+        )
+        for of_model in of_models
+    )

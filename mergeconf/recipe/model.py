@@ -1,0 +1,152 @@
+"""What did the user ask for? The loaded form of a recipe: frozen data, every part with its place.
+
+Made by `load_recipe`, which has checked it; nothing here checks again. Knows nothing of YAML.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mergeconf.errors import Location, Problem
+from mergeconf.methods import Method
+from mergeconf.recipe.patterns import Matcher
+from mergeconf.recipe.values import Value
+
+DEFAULT_SHARD_SIZE = 5 * 10**9
+"""Size of an output file where the recipe names none, in bytes."""
+
+_HUB_ID = re.compile(r"(?P<id>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>[^@]+))?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A model as the recipe names it: a local folder or file, or a repository of the Hub."""
+
+    text: str
+    """As written; `path@revision` where it was written as a mapping."""
+    location: Location | None = field(default=None, compare=False)
+
+    @property
+    def hub_id(self) -> str | None:
+        """The text as an id on the Hub (`org/name`), without revision, or None if it is none."""
+        found = _HUB_ID.fullmatch(self.text)
+        return found["id"] if found else None
+
+    @property
+    def revision(self) -> str | None:
+        """Branch, tag or commit after the `@`, or None."""
+        found = _HUB_ID.fullmatch(self.text)
+        return found["revision"] if found else None
+
+    def local_path(self, folder: Path) -> Path:
+        """Return where the model would lie as a local one; `folder` is that of the recipe."""
+        return folder / Path(self.text).expanduser()
+
+    @property
+    def key(self) -> str:
+        """What two spellings of one model share: `./a/` and `a`, `org/b@main` and `org/b`."""
+        if self.revision == "main":
+            return self.hub_id or self.text
+        return os.path.normpath(self.text)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """One item of `models`."""
+
+    index: int
+    """Position in the recipe's list, counted from 0."""
+    model: ModelRef
+    parameters: Mapping[str, Value]
+    """Parameters set for this model alone."""
+    location: Location | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One item of `rules`: for some tensors, a method, a model to copy from, or leaving out.
+
+    Exactly one of `method`, `take` and `drop` is set.
+    """
+
+    index: int
+    """Position in the recipe's list, counted from 0."""
+    matcher: Matcher
+    method: str | None
+    """Merge method; the recipe's own where the rule only sets parameters."""
+    take: ModelRef | None
+    """Model to copy the tensor from, bit for bit."""
+    drop: bool
+    """Whether the tensor is left out of the output."""
+    parameters: Mapping[str, Value]
+    location: Location | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recipe:
+    """A whole recipe, checked as far as that is possible without looking at models.
+
+    Exactly one of `method` and `take` is set. Two recipes are equal only when they are one object.
+    """
+
+    text: str
+    """The file's text unchanged (of a mapping, YAML that reads as the same)."""
+    path: Path | None
+    """The file, or None where the recipe was given as text or as a mapping."""
+    folder: Path
+    """Folder that relative local models start from."""
+    name: str
+    """Name given in the recipe, or that of the file without its ending."""
+    method: str | None
+    take: ModelRef | None
+    """Model that tensors which no rule fits are copied from."""
+    base_model: ModelRef | None
+    models: tuple[ModelEntry, ...]
+    """As listed, the base included where it is listed."""
+    parameters: Mapping[str, Value]
+    """Parameters for all models."""
+    rules: tuple[Rule, ...]
+    seed: int
+    """At least 0, below 2**64."""
+    dtype: str | None
+    """`dtype` of the recipe: float64, float32, float16 or bfloat16."""
+    out_dtype: str | None
+    """`out_dtype` of the recipe, of the same names."""
+    shard_size: int
+    """Most bytes of tensors in one output file."""
+    metadata: Mapping[str, Any]
+    """Plain data for the model card."""
+    warnings: tuple[Problem, ...]
+    """What is harmless but not as the user may think; silenced ones are left out."""
+    silenced: frozenset[str]
+    """Codes of warnings that the recipe does not want to see."""
+    locations: Mapping[str, Location]
+    """Place of the value of each top-level key that the recipe has."""
+
+    @property
+    def output_dtype(self) -> str | None:
+        """Name of the output's dtype, or None where each tensor keeps the one it has."""
+        return self.out_dtype or self.dtype
+
+    def merged(self, method: Method) -> tuple[ModelEntry, ...]:
+        """Return the models that a method merges, in order: without the base where it uses one."""
+        if method.base == "unused" or self.base_model is None:
+            return self.models
+        base = self.base_model.key
+        return tuple(entry for entry in self.models if entry.model.key != base)
+
+    def referenced(self) -> tuple[ModelRef, ...]:
+        """Return every model once, the base first."""
+        found: dict[str, ModelRef] = {}
+        for model in (self.base_model, *(entry.model for entry in self.models)):
+            if model is not None:
+                found.setdefault(model.key, model)
+        return tuple(found.values())

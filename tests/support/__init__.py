@@ -1,0 +1,1 @@
+"""What the tests of the numerical core share. Holds no test."""
