@@ -113,8 +113,7 @@ class OutputWriter:
         self._failure: tuple[Problem, ...] = ()
         self._pending: list[str] = []
         self._dirty: set[_Shard] = set()
-        self._unsynced = 0
-        self._journaled = 0
+        self._unsynced = self._journaled = 0
         self._stopping = self._closed = False
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
@@ -122,20 +121,25 @@ class OutputWriter:
             raise failed(self.target.parent, "cannot be made", error) from error
         self._lock = TargetLock(self._places)
         try:
-            recover(self._places)
-            check_target(self.target, self._inputs, force)  # another run may just have ended
-            self._journal, self.finished = prepare_staging(
-                self.staging, layout, fingerprint, extra_bytes
-            )
-            self._shards = [_Shard(self.staging / file.name, file.size) for file in layout.files]
-            self._left = set(layout.tensors) - self.finished
-            for name in self._left:
-                self._shards[layout.tensors[name].file].unfinished += 1
-            self._thread = threading.Thread(target=self._sync, name="mergeconf-sync", daemon=True)
-            self._thread.start()
+            self._begin(fingerprint, extra_bytes)
         except BaseException:
             self._lock.release()
             raise
+
+    def _begin(self, fingerprint: str, extra_bytes: int) -> None:
+        """Find out what is to be done, and start the background thread; the lock is held."""
+        layout = self._layout
+        recover(self._places)
+        check_target(self.target, self._inputs, self._force)  # another run may just have ended
+        self._journal, self.finished = prepare_staging(
+            self.staging, layout, fingerprint, extra_bytes
+        )
+        self._shards = [_Shard(self.staging / file.name, file.size) for file in layout.files]
+        self._left = set(layout.tensors) - self.finished
+        for name in self._left:
+            self._shards[layout.tensors[name].file].unfinished += 1
+        self._thread = threading.Thread(target=self._sync, name="mergeconf-sync", daemon=True)
+        self._thread.start()
 
     def write(self, name: str, offset: int, buffer: memoryview | bytes) -> None:
         """Write bytes of a tensor, `offset` in bytes from the tensor's start.
