@@ -115,26 +115,26 @@ def run_plan(
         len(item) if isinstance(item, bytes) else item.stat().st_size
         for item in plan.sidecars.values()
     )
-    with (
-        OutputWriter(
-            Path(out), plan.layout, fingerprint(plan), inputs=inputs, force=force,
-            extra_bytes=extra,
-        ) as writer,
-        ReadFiles() as reads,
-    ):  # fmt: skip
-        todo = [tensor for tensor in plan.tensors if tensor.name not in writer.finished]
-        done_bytes = plan.output_bytes - sum(tensor.nbytes for tensor in todo)
-        watcher.started(plan.output_bytes, done_bytes)
-        executor = LocalExecutor(reads, writer, watcher, settings, plan.recipe.seed)
-        try:
+    try:
+        with (
+            OutputWriter(
+                Path(out), plan.layout, fingerprint(plan), inputs=inputs, force=force,
+                extra_bytes=extra,
+            ) as writer,
+            ReadFiles() as reads,
+        ):  # fmt: skip
+            todo = [tensor for tensor in plan.tensors if tensor.name not in writer.finished]
+            done_bytes = plan.output_bytes - sum(tensor.nbytes for tensor in todo)
+            watcher.started(plan.output_bytes, done_bytes)
+            executor = LocalExecutor(reads, writer, watcher, settings, plan.recipe.seed)
             executor.run(_in_order(todo))
-        except KeyboardInterrupt:
-            raise Interrupted(
-                Problem("interrupted", hint="run the same command again to continue")
-            ) from None
-        watcher.syncing()
-        target = writer.commit(plan.sidecars)
-        bytes_read = reads.bytes_read
+            watcher.syncing()
+            target = writer.commit(plan.sidecars)
+            bytes_read = reads.bytes_read
+    except KeyboardInterrupt:
+        raise Interrupted(
+            Problem("interrupted", hint="run the same command again to continue")
+        ) from None
     return RunReport(
         target=target,
         seconds=time.perf_counter() - begun,

@@ -6,13 +6,18 @@ One file a command. Commands import what they need when they are called, so that
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 import typer
 
 from mergeconf.cli import check, explain, methods, plan, run, schema
 from mergeconf.cli.output import INTERNAL_ERROR, INTERRUPTED, print_problems
+from mergeconf.errors import Interrupted, MergeconfError, Problem
 
 app = typer.Typer(
     name="mergeconf",
@@ -23,8 +28,30 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+class _ReaderGone(Exception):
+    """Who read our output has gone: `mergeconf plan ... | head`."""
+
+
+def _guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Keep from typer what it would answer in its own way: Ctrl-C, and a reader that is gone."""
+
+    @wraps(command)
+    def guarded(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            raise Interrupted(Problem("interrupted")) from None
+        except BrokenPipeError:
+            raise _ReaderGone from None
+
+    return guarded
+
+
 for module in (run, check, plan, explain, methods, schema):
-    app.command(module.NAME)(module.command)
+    app.command(module.NAME)(_guarded(module.command))
 
 
 def _version(value: bool) -> None:
@@ -46,8 +73,9 @@ def _options(
 
 def main() -> None:
     """Run the command line; no foreign exception leaves it as a traceback."""
-    from mergeconf.errors import Interrupted, MergeconfError
-
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # not every terminal can show a φ or every path
     try:
         app()
     except Interrupted as error:
@@ -59,8 +87,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        # the reader of our output is gone (`mergeconf plan ... | head`): nothing is wrong
+    except (BrokenPipeError, _ReaderGone):  # nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:

@@ -16,6 +16,7 @@ from mergeconf.cli.output import (
     memory_bytes,
     print_problems,
     print_table,
+    refuse_folder,
 )
 from mergeconf.units import format_count, format_seconds, format_size
 
@@ -53,7 +54,7 @@ def command(
     plan = make_plan(load_recipe(recipe))
     if not quiet:
         print_problems(plan.warnings)
-    target = Path(out) if out is not None else Path("merged") / plan.recipe.name
+    target = Path(out) if out is not None else _default_target(plan.recipe.name)
     signal.signal(signal.SIGTERM, _interrupt)
     with progress(quiet=quiet) as observer:
         report = run_plan(
@@ -61,6 +62,12 @@ def command(
         )
     if not quiet:
         _print(plan, report, target)
+
+
+def _default_target(name: str) -> Path:
+    if name in (".", "..") or set(name) & set("/\0"):
+        raise refuse_folder(name)
+    return Path("merged") / name
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

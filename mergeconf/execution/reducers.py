@@ -15,8 +15,8 @@ from typing import Protocol
 import numpy as np
 
 from mergeconf.execution.kernels import Array
-from mergeconf.graph.nodes import NonzeroShare
 from mergeconf.graph.geometry import Geometry
+from mergeconf.graph.nodes import NonzeroShare
 
 _LANES = 512
 SAMPLE_PIECES = 64

@@ -39,20 +39,21 @@ def stream_key(seed: int, name: str, stream: str, model: int, draw: int, scope: 
     return int.from_bytes(digest, "little")
 
 
-def philox_blocks(key: int, first: int, count: int) -> npt.NDArray[np.uint64]:
-    """Return `count` blocks of Philox4x64-10, four 64-bit words each, from counter `first` on."""
+def philox(key: int, first: int) -> np.random.Philox:
+    """Return Philox4x64-10 with a 128-bit key, about to give the block of counter `first`."""
     # NumPy steps the counter before it computes a block, so it starts one below.
-    start = (first - 1) % (1 << 256)
-    generator = np.random.Philox(counter=start, key=key)
-    words: npt.NDArray[np.uint64] = generator.random_raw(4 * count)
-    return words
+    return np.random.Philox(counter=(first - 1) % (1 << 256), key=key)
 
 
 def fill_draws(key: int, start: int, out: npt.NDArray[np.uint16]) -> None:
     """Fill `out` (uint16, one dimension) with the draws of the elements from `start` on."""
-    for begin in range(0, len(out), _PIECE):
-        part = out[begin : begin + _PIECE]
-        first, skip = divmod(start + begin, DRAWS_PER_BLOCK)
-        blocks = -(-(skip + len(part)) // DRAWS_PER_BLOCK)
-        words = philox_blocks(key, first, blocks).astype("<u8", copy=False).view("<u2")
-        part[:] = words[skip : skip + len(part)]
+    first, skip = divmod(start, DRAWS_PER_BLOCK)
+    generator = philox(key, first)
+    begin = 0
+    while begin < len(out):
+        blocks = -(-(skip + min(len(out) - begin, _PIECE)) // DRAWS_PER_BLOCK)
+        words = generator.random_raw(4 * blocks).astype("<u8", copy=False).view("<u2")[skip:]
+        part = out[begin : begin + len(words)]
+        part[:] = words[: len(part)]
+        begin += len(part)
+        skip = 0

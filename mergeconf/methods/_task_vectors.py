@@ -51,9 +51,7 @@ def l1_ratio(before: float, after: float) -> tuple[float, ...]:
 
 def restore_l1(kept: T, delta: T) -> T:
     """Scale what was kept of a delta so that its L1 norm is the delta's again."""
-    (scale,) = ops.scalars(
-        l1_ratio, ops.total_of(abs(delta)), ops.total_of(abs(kept)), size=1
-    )
+    (scale,) = ops.scalars(l1_ratio, ops.total_of(abs(delta)), ops.total_of(abs(kept)), size=1)
     return kept * scale
 
 

@@ -29,9 +29,9 @@ def breadcrumbs(
     divided by Σ w_i if `normalize`.
 
     Davari and Belilovsky, 2023, "Model breadcrumbs" (arXiv:2312.06795), with the parameters of
-    mergekit: the paper's β is 1 − density − gamma. Elements of equal magnitude are treated alike:
-    those equal to the largest or the smallest kept magnitude are all kept (mergekit keeps an
-    arbitrary choice of them, so that exactly floor(density · n) are left).
+    mergekit, in which the two shares that are dropped add up to 1 − density. Elements of equal
+    magnitude are treated alike: those equal to the largest or the smallest kept magnitude are all
+    kept (mergekit keeps an arbitrary choice of them, so that exactly floor(density · n) are left).
     """
     deltas = drop_tails(deltas_of(base, models), density, gamma, rescale)
     return base + weighted_sum(deltas, weight, normalize) * lambda_

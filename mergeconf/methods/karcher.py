@@ -101,10 +101,10 @@ def karcher(
     mean norm; angles below `tol` are left out of T. Where Σ û_i vanishes, m begins at the first
     tensor.
 
-    Wu et al., 2026 (arXiv:2603.04972), as mergekit computes it, but on the matrix of dot products
-    in float64: all iterations cost no sweep over the tensors. A tensor exactly opposite to m
-    tells no direction and is left out of T. A base model is no extra input: list it under
-    `models` if it is to take part (mergekit adds it without being told).
+    arXiv:2603.04972, as mergekit computes it, but on the matrix of dot products in float64: all
+    iterations together cost no sweep over the tensors. A tensor exactly opposite to m tells no
+    direction and is left out of T. A base model is no extra input: list it under `models` if it
+    is to take part (mergekit adds it without being told).
     """
     if len(models) == 1:
         return models[0]

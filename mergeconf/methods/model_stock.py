@@ -41,7 +41,7 @@ def stock_shares(*numbers: float) -> tuple[float, float]:
     models=(2, None),
     source="arXiv:2403.19522",
     ignored={"weight": "all models count alike in model_stock"},
-    laws={"identity", "base_identity", "order"},
+    laws={"base_identity", "order"},
 )
 def model_stock(
     base: Any, *models: Any, filter_wise: bool = False, mean_angle: bool = False

@@ -10,7 +10,6 @@ from mergeconf.methods._span import all_finite, matrix_of, norm_of, norms_of
 from mergeconf.methods._task_vectors import deltas_of
 from mergeconf.methods.registry import Bounds, PerModel, merge_method
 
-
 NOISE = 1e-6
 """A mean direction this short, beside what it is the sum of, is rounding noise."""
 

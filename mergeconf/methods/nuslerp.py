@@ -55,7 +55,8 @@ def nuslerp(
         ValueError: `nuslerp_flatten: false` is asked for.
     """
     if not nuslerp_flatten:
-        raise ValueError("nuslerp_flatten: false is not supported yet")
+        along = "dimension 0" if nuslerp_row_wise else "the last dimension"
+        raise ValueError(f"nuslerp_flatten: false (slerp along {along}) is not supported yet")
     total = sum(weight)
     t = 0.5 if abs(total) < WEIGHT_FLOOR else weight[1] / total
     vectors = [first, second] if base is None else deltas_of(base, [first, second])

@@ -13,7 +13,7 @@ from mergeconf.methods.registry import Bounds, merge_method
 @merge_method(
     source="arXiv:2601.13572",
     ignored={"weight": "all models count alike in ram"},
-    laws={"identity", "base_identity", "order"},
+    laws={"base_identity", "order"},
 )
 def ram(base: Any, *models: Any, epsilon: Annotated[float, Bounds(0)] = 1e-5) -> Any:
     """Mean of the deltas at each parameter over those models that changed it, added to the base.
