@@ -72,7 +72,7 @@ def _print_decision(plan: Plan, tensor: TensorPlan, decision: Decision) -> None:
 def _rows(resolved: Resolved, decision: Decision) -> list[tuple[str, ...]]:
     per_model = isinstance(resolved.value, tuple)
     values = resolved.value if per_model else (resolved.value,)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for index, (value, origin) in enumerate(zip(values, resolved.origins, strict=True)):
         model = f"[{decision.models[index]}]" if per_model else ""
         shown = f"{value:.6g}" if isinstance(value, float) else str(value).lower()

@@ -58,9 +58,7 @@ def print_table(rows: Iterable[Sequence[str]], indent: str = "  ") -> None:
         for column in range(max((len(row) for row in kept), default=0))
     ]
     for row in kept:
-        cells = [
-            cell.ljust(width) for cell, width in zip(row, widths[: len(row)], strict=True)
-        ]
+        cells = [cell.ljust(width) for cell, width in zip(row, widths[: len(row)], strict=True)]
         print((indent + "  ".join(cells)).rstrip())
 
 

@@ -122,9 +122,7 @@ def _as_json(plan: Plan, figures: dict[str, Any]) -> dict[str, Any]:
         "name": plan.recipe.name,
         "method": plan.recipe.method,
         "seed": plan.recipe.seed,
-        "models": [
-            {"model": model.label, "tensors": len(model.tensors)} for model in plan.models
-        ],
+        "models": [{"model": model.label, "tensors": len(model.tensors)} for model in plan.models],
         "rules": [
             {"match": str(rule.matcher), "action": _action(rule), "tensors": count}
             for rule, count in zip(plan.recipe.rules, plan.rule_counts, strict=True)

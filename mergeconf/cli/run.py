@@ -70,7 +70,7 @@ def _default_target(name: str) -> Path:
     return Path("merged") / name
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
     # a scheduler's polite request to end is answered as Ctrl-C is: what is finished is kept
     raise KeyboardInterrupt
 
@@ -112,7 +112,7 @@ def _print(plan: Plan, report: RunReport, target: Path) -> None:
 
 def _selection_rows(report: RunReport) -> list[tuple[str, str]]:
     """Say what parameter selection has met, where it was used."""
-    changed = []
+    changed: list[float] = []
     while (share := report.share(f"changed:{len(changed)}")) is not None:
         changed.append(share)
     somewhere = report.share("changed_somewhere")

@@ -160,6 +160,10 @@ class LocalExecutor:
             self.counts.update(counts)
 
 
+def _bytes_of(view: Array) -> memoryview:
+    return view.view(np.uint8).data
+
+
 class _Worker(threading.Thread):
     """One thread: takes pieces of work and computes their tiles. See `Surroundings`."""
 
@@ -211,7 +215,7 @@ class _Worker(threading.Thread):
     def load(self, slot: int, view: Array) -> None:
         """Read a tile of an input."""
         stored = self._run.plan.inputs[slot]
-        self._read(stored, self._start * stored.dtype.itemsize, memoryview(view).cast("B"))
+        self._read(stored, self._start * stored.dtype.itemsize, _bytes_of(view))
 
     def draw(self, node: Random, view: Array) -> None:
         """Draw random integers for the tile."""
@@ -257,9 +261,7 @@ class _Worker(threading.Thread):
             self._suspect = False
             self._blame(view)
         size = plan.dtype.itemsize
-        self._executor.sink.write(
-            plan.name, self._start * size, memoryview(view).cast("B")
-        )
+        self._executor.sink.write(plan.name, self._start * size, _bytes_of(view))
         self._executor.observer.advanced(len(view) * size)
 
     def _blame(self, view: Array) -> None:

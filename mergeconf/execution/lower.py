@@ -6,8 +6,8 @@ stored bits as the unsigned or float type of their format, draws as `<u2`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import assert_never
+from collections.abc import Callable, Sequence
+from typing import Any, assert_never
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from mergeconf.graph.nodes import (
 )
 from mergeconf.graph.shares import RESOLUTION
 
-_BINARY = {
+_BINARY: dict[str, Callable[..., Any]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide,
     "minimum": kernels.minimum, "maximum": kernels.maximum,
 }  # fmt: skip
@@ -75,7 +75,7 @@ class _Lowering:
 
     def output(self, root: Node) -> Ref:
         """Return the register of the output; what was computed is checked before it is rounded."""
-        if isinstance(root, Cast) and root.x.kind != "stored" or root.kind == "f32":
+        if root.kind == "f32" or (isinstance(root, Cast) and root.x.kind != "stored"):
             x = self.value(root.x if isinstance(root, Cast) else root).seen_as("<u4")
         elif isinstance(root, Cast):
             x = self._to_float32(self.value(root.x), stored_dtype(root.x)).seen_as("<u4")
@@ -84,9 +84,7 @@ class _Lowering:
         target = root.dtype if isinstance(root, Cast) else DType.float32
         self.builder.hand_over("check", x, kernels.LIMIT_BITS[target])
         if target is DType.bfloat16:
-            return self.builder.emit(
-                kernels.float32_to_bfloat16, x, out="<u2", scratch=["<u4"]
-            )
+            return self.builder.emit(kernels.float32_to_bfloat16, x, out="<u2", scratch=["<u4"])
         return self._from_float32(x.seen_as("<f4"), target)
 
     def feed(self, node: Reduce | KthLargest, index: int) -> None:
@@ -124,16 +122,10 @@ class _Lowering:
             case Pick():
                 return self._pick(node)
             case Choose():
-                mask, x, y = self.value(node.mask), self.value(node.x), self.value(node.y)
-                return self._blend(self._spread(mask, x), x, y)
+                mask, chosen = self.value(node.mask), self.value(node.x)
+                return self._blend(self._spread(mask, chosen), chosen, self.value(node.y))
             case Agreed():
-                first, *rest = (self.value(arg) for arg in node.args)
-                for other in rest:
-                    bits = _bits(first)
-                    pair = first.seen_as(bits), other.seen_as(bits)
-                    differs = self.builder.emit(np.not_equal, *pair, out="|b1")
-                    self.builder.hand_over("refuse", differs)
-                return first
+                return self._agreed(node)
             case Observe():
                 result = self.value(node.x)
                 if self.count:
@@ -142,6 +134,15 @@ class _Lowering:
                 return result
             case _:
                 assert_never(node)
+
+    def _agreed(self, node: Agreed) -> Ref:
+        first, *rest = (self.value(arg) for arg in node.args)
+        bits = _bits(first)
+        for other in rest:
+            pair = first.seen_as(bits), other.seen_as(bits)
+            differs = self.builder.emit(np.not_equal, *pair, out="|b1")
+            self.builder.hand_over("refuse", differs)
+        return first
 
     # --- formats -----------------------------------------------------------------------------
 
@@ -319,4 +320,3 @@ def _dtype_of_args(node: Elementwise) -> DType:
     first = node.args[0]
     assert not isinstance(first, (float, Reduce, KthLargest, Item))
     return stored_dtype(first)
-

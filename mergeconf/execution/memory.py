@@ -112,8 +112,9 @@ def fit_settings(
     settings = Settings(wanted, DEFAULT_TILE, DEFAULT_TILE * CHUNK_TILES)
     found = estimate(plan, settings)
     while memory is not None and found.peak_bytes > memory:
-        if settings.tile > DEFAULT_TILE // 4 or (settings.threads == 1 and
-                                                 settings.tile > _SMALLEST_TILE):
+        if settings.tile > DEFAULT_TILE // 4 or (
+            settings.threads == 1 and settings.tile > _SMALLEST_TILE
+        ):
             settings = replace(settings, tile=settings.tile // 2)
         elif settings.threads > 1:
             settings = replace(settings, threads=settings.threads - 1)

@@ -115,7 +115,5 @@ def evaluate_scalar(node: Scalar, known: dict[AnyNode, float]) -> float:
 
 
 def _compute(node: Compute, known: dict[AnyNode, float]) -> tuple[float, ...]:
-    args = [
-        arg if isinstance(arg, float) else evaluate_scalar(arg, known) for arg in node.args
-    ]
+    args = [arg if isinstance(arg, float) else evaluate_scalar(arg, known) for arg in node.args]
     return node.function(*args, *node.options)

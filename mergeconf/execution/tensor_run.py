@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 
+from mergeconf.errors import ExecutionError, Problem
 from mergeconf.execution.program import Program, Reduction, compile_expression, evaluate_scalar
 from mergeconf.execution.reducers import (
     SAMPLE_LENGTH,
@@ -107,12 +108,19 @@ class TensorRun:
             ranges = list(self.geometry.stretches(self._chunk, whole_rows=whole_rows))
         sweep = Sweep(tape, ranges, kind)
         sweep.reducers = [self._open[node] for node in tape.reductions]
-        sweep.scalars = [evaluate_scalar(node, self._known) for node in tape.scalars]
+        sweep.scalars = self._scalars(tape)
         self.pending = len(ranges)
         self._current = sweep
         self._sweeps += 1
         assert self._sweeps <= _MOST_SWEEPS, f"{self.plan.name}: the search does not end"
         return sweep
+
+    def _scalars(self, tape: Tape) -> list[float]:
+        try:
+            return [evaluate_scalar(node, self._known) for node in tape.scalars]
+        except (ValueError, ArithmeticError) as error:
+            # a method refuses what only the weights themselves could tell
+            raise ExecutionError(Problem(str(error), where=self.plan.name)) from None
 
     def _sample_ranges(self) -> list[tuple[int, int]]:
         """Return pieces spread evenly, never overlapping: the tensor is longer than they are."""

@@ -114,9 +114,7 @@ class Workspace:
         calls = [self._call(step, view, capacity) for step in tape.instructions]
         return BoundTape(calls, scalars)
 
-    def _call(
-        self, step: Instruction, view: Callable[..., Any], capacity: int
-    ) -> Call:
+    def _call(self, step: Instruction, view: Callable[..., Any], capacity: int) -> Call:
         outside: Mapping[str, Callable[..., None]] = {
             "load": self._surroundings.load,
             "draw": self._surroundings.draw,

@@ -125,9 +125,9 @@ def _sum_in_order(x: torch.Tensor) -> float:
     if x.numel() == 0:
         return 0.0
     if row <= BLOCK:
-        pieces = list(x.flatten().split(BLOCK // row * row))
+        pieces = list(torch.split(x.flatten(), BLOCK // row * row))
     else:
-        pieces = [piece for line in x.reshape(-1, row) for piece in line.split(BLOCK)]
+        pieces = [piece for line in x.reshape(-1, row) for piece in torch.split(line, BLOCK)]
     padded = torch.zeros(len(pieces), BLOCK, dtype=torch.float64)
     for block, piece in zip(padded, pieces, strict=True):
         block[: len(piece)] = piece

@@ -41,4 +41,6 @@ def shares_of(weights: tuple[float, ...]) -> tuple[int, ...]:
     # A power of two brings them near 1, so that no sum or quotient overflows.
     near = [math.ldexp(weight, -math.frexp(max(weights))[1]) for weight in weights]
     scale = (MOST_SHARES - len(weights)) / sum(near)
-    return tuple(max(1, round(x * scale)) if w > 0 else 0 for x, w in zip(near, weights, strict=True))
+    return tuple(
+        max(1, round(x * scale)) if w > 0 else 0 for x, w in zip(near, weights, strict=True)
+    )

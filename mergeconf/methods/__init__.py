@@ -4,6 +4,13 @@ A method knows no file, tile or thread. The same function computes lazily, when 
 and eagerly on plain torch tensors.
 """
 
-from mergeconf.methods.registry import Bounds, Method, Parameter, PerModel, all_methods, merge_method
+from mergeconf.methods.registry import (
+    Bounds,
+    Method,
+    Parameter,
+    PerModel,
+    all_methods,
+    merge_method,
+)
 
 __all__ = ["Bounds", "Method", "Parameter", "PerModel", "all_methods", "merge_method"]

@@ -92,18 +92,18 @@ def evaluate(
     def argument(tensor: torch.Tensor | None) -> torch.Tensor | None:
         return tensor if tensor is None or method.copies else tensor.to(torch.float32)
 
+    result: torch.Tensor
     with eager.scope(seed, name):
         result = _call(method, argument(base), [argument(tensor) for tensor in models], parameters)
     target = out_dtype or (models[0] if base is None else base).dtype
     if result.dtype == target and method.copies:
         return result
     result = result.to(torch.float32)
-    return torch.where(result.isnan(), torch.full_like(result, torch.nan), result).to(target)
+    settled = torch.where(result.isnan(), torch.full_like(result, torch.nan), result)
+    return settled.to(target)
 
 
-def _call(
-    method: Method, base: Any, models: Sequence[Any], parameters: Mapping[str, Any]
-) -> Any:
+def _call(method: Method, base: Any, models: Sequence[Any], parameters: Mapping[str, Any]) -> Any:
     keywords = {
         parameter.argument: parameters.get(name, _default(parameter, len(models)))
         for name, parameter in method.parameters.items()

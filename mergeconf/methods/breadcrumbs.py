@@ -13,9 +13,9 @@ from mergeconf.methods.registry import Bounds, PerModel, merge_method
 def breadcrumbs(
     base: Any,
     *models: Any,
-    weight: PerModel = 1.0,
-    density: Annotated[PerModel, Bounds(0, 1)] = 1.0,
-    gamma: Annotated[PerModel, Bounds(0, 1)] = 0.01,
+    weight: PerModel = (1.0,),
+    density: Annotated[PerModel, Bounds(0, 1)] = (1.0,),
+    gamma: Annotated[PerModel, Bounds(0, 1)] = (0.01,),
     normalize: bool = False,
     rescale: bool = False,
     lambda_: float = 1.0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from mergeconf.methods._dare import RescaleBy, drop_and_rescale
-from mergeconf.methods._task_vectors import weighted_sum, deltas_of
+from mergeconf.methods._task_vectors import deltas_of, weighted_sum
 from mergeconf.methods.registry import Bounds, PerModel, merge_method
 
 
@@ -13,8 +13,8 @@ from mergeconf.methods.registry import Bounds, PerModel, merge_method
 def dare_linear(
     base: Any,
     *models: Any,
-    weight: PerModel = 1.0,
-    density: Annotated[PerModel, Bounds(0, 1)] = 1.0,
+    weight: PerModel = (1.0,),
+    density: Annotated[PerModel, Bounds(0, 1)] = (1.0,),
     normalize: bool = False,
     rescale: bool = True,
     rescale_by: RescaleBy = "l1_norm",

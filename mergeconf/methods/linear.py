@@ -10,7 +10,7 @@ from mergeconf.methods.registry import PerModel, merge_method
 
 
 @merge_method(base="unused", source="arXiv:2203.05482", laws={"identity", "order", "between"})
-def linear(*models: Any, weight: PerModel = 1.0, normalize: bool = True) -> Any:
+def linear(*models: Any, weight: PerModel = (1.0,), normalize: bool = True) -> Any:
     """Weighted average of the models.
 
     Σ w_i θ_i, divided by Σ w_i if `normalize` (the default). Wortsman et al., 2022, "Model soups"

@@ -47,7 +47,7 @@ def multislerp_coefficients(*numbers: float) -> tuple[float, ...]:
 def multislerp(
     base: Any,
     *models: Any,
-    weight: PerModel = 1.0,
+    weight: PerModel = (1.0,),
     normalize_weights: bool = True,
     eps: Annotated[float, Bounds(0, 1)] = 1e-8,
 ) -> Any:

@@ -37,7 +37,7 @@ def nuslerp(
     first: Any,
     second: Any,
     *,
-    weight: PerModel = 1.0,
+    weight: PerModel = (1.0,),
     nuslerp_flatten: bool = True,
     nuslerp_row_wise: bool = False,
 ) -> Any:

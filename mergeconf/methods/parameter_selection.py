@@ -19,7 +19,7 @@ STREAM = "parameter_selection"
 def parameter_selection(
     base: Any,
     *models: Any,
-    weight: Annotated[PerModel, Bounds(0)] = 1.0,
+    weight: Annotated[PerModel, Bounds(0)] = (1.0,),
     resample: Annotated[int | Literal["all"], Bounds(0, 64)] = "all",
 ) -> Any:
     """Take each parameter from one randomly chosen model; where it equals the base's, draw again.
@@ -44,9 +44,7 @@ def parameter_selection(
     if resample == 0:
         return ops.pick(models, weight, STREAM)
     if base is None:
-        raise ValueError(
-            "resampling compares with the base model: set base_model, or resample: 0"
-        )
+        raise ValueError("resampling compares with the base model: set base_model, or resample: 0")
     changed = [ops.differs(model, base) for model in models]
     if resample == "all":
         result = ops.pick(models, weight, STREAM, eligible=changed, otherwise=base)

@@ -65,7 +65,10 @@ class PerModelMark:
 
 
 PerModel = Annotated[tuple[float, ...], PerModelMark()]
-"""Annotation of a parameter that the method receives as a tuple, one number a non-base model."""
+"""Annotation of a parameter that the method receives as a tuple, one number a non-base model.
+
+Its default in the signature is a tuple of one: the value of each model that has none.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +182,10 @@ def _parameters_of(function: Callable[..., Any]) -> dict[str, Parameter]:
     return found
 
 
+def _default_of(default: Any) -> Any:
+    return default[0] if isinstance(default, tuple) else default
+
+
 def _parameter(argument: inspect.Parameter, hint: Any) -> Parameter:
     marks: list[Any] = []
     while typing.get_origin(hint) is Annotated:
@@ -201,7 +208,7 @@ def _parameter(argument: inspect.Parameter, hint: Any) -> Parameter:
         argument=argument.name,
         kind=kinds[hint],
         per_model=per_model,
-        default=None if required else argument.default,
+        default=None if required else _default_of(argument.default),
         bounds=next((mark for mark in marks if isinstance(mark, Bounds)), Bounds()),
         choices=choices,
         doc=next((mark for mark in marks if isinstance(mark, str)), ""),

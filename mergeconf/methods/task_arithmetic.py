@@ -12,7 +12,7 @@ from mergeconf.methods.registry import PerModel, merge_method
 def task_arithmetic(
     base: Any,
     *models: Any,
-    weight: PerModel = 1.0,
+    weight: PerModel = (1.0,),
     normalize: bool = False,
     lambda_: float = 1.0,
 ) -> Any:

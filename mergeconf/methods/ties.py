@@ -12,8 +12,8 @@ from mergeconf.methods.registry import Bounds, PerModel, merge_method
 def ties(
     base: Any,
     *models: Any,
-    weight: PerModel = 1.0,
-    density: Annotated[PerModel, Bounds(0, 1)] = 1.0,
+    weight: PerModel = (1.0,),
+    density: Annotated[PerModel, Bounds(0, 1)] = (1.0,),
     normalize: bool = True,
     rescale: bool = False,
     lambda_: float = 1.0,

@@ -20,9 +20,7 @@ class Misfits:
     """Tensors that cannot be merged as asked, by the way in which they do not fit."""
 
     _missing: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
-    _shapes: dict[tuple[tuple[str, tuple[int, ...]], ...], list[str]] = field(
-        default_factory=dict
-    )
+    _shapes: dict[tuple[tuple[str, tuple[int, ...]], ...], list[str]] = field(default_factory=dict)
     _formats: dict[tuple[tuple[str, str], ...], list[str]] = field(default_factory=dict)
 
     def missing(self, name: str, labels: Sequence[str]) -> None:
@@ -41,14 +39,10 @@ class Misfits:
 
     def problems(self, alignment: Alignment, recipe: Recipe) -> Iterator[Problem]:
         """Yield one problem for each way in which tensors do not fit."""
-        places = {
-            reference.text: reference.location for reference in recipe.referenced()
-        }
+        places = {reference.text: reference.location for reference in recipe.referenced()}
         yield from self._layer_problems(alignment, places)
         for labels, names in self._missing.items():
-            having = [
-                model.label for model in alignment.models if model.label not in labels
-            ]
+            having = [model.label for model in alignment.models if model.label not in labels]
             yield Problem(
                 f"{_tensors(names)}, which {listed(having)} {'has' if len(having) == 1 else 'have'}"
                 f", {'is' if len(names) == 1 else 'are'} not there",
@@ -138,5 +132,3 @@ def _format_problem(
         location=places.get(formats[0][0]),
         hint=hint,
     )
-
-

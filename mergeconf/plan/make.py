@@ -89,9 +89,7 @@ def _open_models(recipe: Recipe, open_model: OpenModel) -> dict[str, Checkpoint]
     problems: list[Problem] = []
     for reference in recipe.referenced():
         try:
-            models[reference.key] = open_model(
-                reference.local_path(recipe.folder), reference.text
-            )
+            models[reference.key] = open_model(reference.local_path(recipe.folder), reference.text)
         except CheckpointError as error:
             problems.extend(_located(problem, reference) for problem in error.problems)
     if problems:

@@ -42,9 +42,7 @@ def output_files(
     return files
 
 
-def _config(
-    config: Mapping[str, Any], out_dtype: DType | None, *, unties: bool
-) -> dict[str, Any]:
+def _config(config: Mapping[str, Any], out_dtype: DType | None, *, unties: bool) -> dict[str, Any]:
     changed = dict(config)
     for key, value in config.items():
         if isinstance(value, dict) and key.endswith("_config") and key != "quantization_config":

@@ -54,7 +54,7 @@ def _float(text: str) -> float:
 
 SCALARS: dict[str, Callable[[str], Any]] = {
     TAG + "str": str,
-    TAG + "null": lambda text: None,
+    TAG + "null": lambda _: None,
     TAG + "bool": lambda text: {"true": True, "false": False}[text.lower()],
     TAG + "int": _int,
     TAG + "float": _float,
