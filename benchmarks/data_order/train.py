@@ -150,7 +150,7 @@ def fine_tune(
 
 
 def train_all(settings: Settings, out: Path, device: str, report: Callable[[str], None]) -> None:
-    """Trains and stores ``out/base`` and ``out/order-1`` to ``out/order-K``; keeps what is there."""
+    """Trains and stores ``out/base`` and ``out/order-1``, ...; keeps what is there."""
     tokenizer = make_tokenizer(vocabulary(settings.vocabulary_tasks))
     base = out / "base"
     with _stage(base, report) as wanted:

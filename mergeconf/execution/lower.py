@@ -122,8 +122,8 @@ class _Lowering:
             case Pick():
                 return self._pick(node)
             case Choose():
-                mask, chosen = self.value(node.mask), self.value(node.x)
-                return self._blend(self._spread(mask, chosen), chosen, self.value(node.y))
+                condition, chosen = self.value(node.mask), self.value(node.x)
+                return self._blend(self._spread(condition, chosen), chosen, self.value(node.y))
             case Agreed():
                 return self._agreed(node)
             case Observe():

@@ -24,8 +24,8 @@ def threshold_of(probability: float) -> int:
 def shares_of(weights: tuple[float, ...]) -> tuple[int, ...]:
     """Return integers in proportion to weights, for `Pick`: sum at most 32,767.
 
-    Equal weights give 1 each; others are rounded to multiples of about 2^-15 of the sum, and a weight
-    above 0 never becomes 0.
+    Equal weights give 1 each; others are rounded to multiples of about 2^-15 of the sum, and a
+    weight above 0 never becomes 0.
 
     Raises:
         ValueError: a weight is negative, or all are zero.

@@ -6,7 +6,7 @@ that is the embedding) may be stored once or twice; here it is treated once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +35,8 @@ class Alignment:
     """By name, by label of the model."""
     tied_copies: tuple[Dropped, ...]
     """Stored copies of tied weights, which the output does not need."""
-    unties: bool
-    """Whether models that tie their head are merged with such that do not."""
+    untied: frozenset[str]
+    """Heads for which models that tie them are merged with such that do not."""
 
 
 def align(models: Sequence[Checkpoint]) -> Alignment:
@@ -45,37 +45,51 @@ def align(models: Sequence[Checkpoint]) -> Alignment:
     for model in models:
         for name, stored in model.tensors.items():
             sources.setdefault(name, {})[model.label] = stored
-    copies, unties = _settle_ties(models, sources)
+    copies, untied = _settle_ties(models, sources)
     stacks = stacks_of(sources)
     places = {name: place_of(name, stacks) for name in sources}
-    return Alignment(tuple(models), tuple(sources), places, sources, copies, unties)
+    return Alignment(tuple(models), tuple(sources), places, sources, copies, untied)
 
 
 def _settle_ties(
     models: Sequence[Checkpoint], sources: dict[str, dict[str, StoredTensor]]
-) -> tuple[tuple[Dropped, ...], bool]:
+) -> tuple[tuple[Dropped, ...], frozenset[str]]:
     """Leave out copies of tied heads; where some models have a head of their own, lend the
     others' embedding to it."""
     copies: list[Dropped] = []
-    unties = False
+    untied: set[str] = set()
+    tying = [model.label for model in models if ties_embeddings(model.config)]
     heads = [name for name in sources if name.endswith(TIED_TO_EMBEDDING)]
     for head in heads:
         embedding = _embedding_of(head, sources)
         if embedding is None:
             continue
-        having = sources[head]
-        tied = {model.label for model in models if ties_embeddings(model.config)}
+        having, embeddings = sources[head], sources[embedding]
+        tied = {label for label in tying if _may_be_tied(label, having, embeddings)}
         free = [label for label in having if label not in tied]
         if not free:
             copies.append(Dropped(head, tuple(having), f"tied to {embedding}"))
             del sources[head]
-            continue
-        for label, stored in sources[embedding].items():
-            if label in tied or label not in having:
-                unties = unties or label in tied
-                if label in tied:
-                    having[label] = stored
-    return tuple(copies), unties
+        elif tied:
+            having.update({label: embeddings[label] for label in embeddings if label in tied})
+            untied.add(head)
+    return tuple(copies), frozenset(untied)
+
+
+def _may_be_tied(
+    label: str, having: Mapping[str, StoredTensor], embeddings: Mapping[str, StoredTensor]
+) -> bool:
+    """Tell whether a model's head, or the head that it lacks, has the form of its embedding.
+
+    What is only named like a head (`vision.decoder.weight`) has not.
+    """
+    embedding = embeddings.get(label)
+    if embedding is None:
+        return False
+    own = having.get(label)
+    if own is not None:
+        return (own.shape, own.dtype) == (embedding.shape, embedding.dtype)
+    return all(other.shape[1:] == embedding.shape[1:] for other in having.values())
 
 
 def _embedding_of(head: str, names: dict[str, Any]) -> str | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from mergeconf.checkpoint import StoredTensor
+from mergeconf.checkpoint import Checkpoint, StoredTensor
 from mergeconf.errors import Location, Problem, listed
 from mergeconf.layers import stacks_of
 from mergeconf.plan.alignment import EMBEDDINGS, TIED_TO_EMBEDDING, Alignment
@@ -13,6 +14,28 @@ from mergeconf.recipe import Recipe
 
 _SHOWN = 3
 """Tensors named in one message."""
+
+
+_PACKED = (".qweight", ".qzeros", ".weight_packed", "_blocks")
+"""Ends of names of integers that hold packed weights."""
+
+
+def quantized_files(models: Iterable[Checkpoint]) -> frozenset[Path]:
+    """Return the weight files of models whose config says that they are quantized."""
+    return frozenset(
+        file.path
+        for model in models
+        if model.config is not None and model.config.get("quantization_config")
+        for file in model.files
+    )
+
+
+def is_packed(stored: StoredTensor, quantized: frozenset[Path]) -> bool:
+    """Tell whether whole numbers stand for quantized weights: comparing them would say nothing."""
+    return stored.dtype.is_integer and (
+        stored.name.endswith(_PACKED)
+        or (stored.file in quantized and stored.name.endswith(("weight", "_proj", "_scales")))
+    )
 
 
 @dataclass(slots=True)
@@ -122,7 +145,7 @@ def _format_problem(
 ) -> Problem:
     kinds = dict.fromkeys(kind for _, kind in formats)
     said = ", ".join(f"{label} {kind}" for label, kind in formats)
-    if any(kind.startswith("float8") for kind in kinds):
+    if any(kind.startswith("float8") for kind in kinds) or len(kinds) == 1:
         hint = "quantized weights cannot be merged: convert the model to bfloat16 first"
     else:
         hint = "whole numbers and floating point numbers cannot be merged with each other"

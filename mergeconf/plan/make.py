@@ -15,7 +15,7 @@ from mergeconf.methods import Method, all_methods
 from mergeconf.methods.apply import as_output, trace
 from mergeconf.plan.alignment import Alignment, align
 from mergeconf.plan.data import Dropped, Plan, TensorPlan
-from mergeconf.plan.fit import Misfits
+from mergeconf.plan.fit import Misfits, is_packed, quantized_files
 from mergeconf.plan.output_files import output_files
 from mergeconf.recipe import Decider, Decision, ModelRef, Recipe, check_names
 from mergeconf.storage.layout import OutputTensor, plan_layout
@@ -40,7 +40,7 @@ def make_plan(recipe: Recipe, *, open_model: OpenModel = open_checkpoint) -> Pla
     alignment = align(list(models.values()))
     decider = Decider(recipe)
     problems = list(check_names(recipe, alignment.places))
-    compiler = _Compiler(recipe, models, alignment)
+    compiler = _Compiler(recipe, models, alignment, quantized=quantized_files(models.values()))
     for name in alignment.names:
         try:
             decision = decider.decide(name, alignment.places[name])
@@ -77,7 +77,10 @@ def _assemble(
         tensors=tuple(compiler.tensors[name] for name in layout.tensors),
         dropped=(*alignment.tied_copies, *compiler.dropped),
         layout=layout,
-        sidecars=output_files(recipe, donor, compiler.out_dtype, unties=alignment.unties),
+        sidecars=output_files(
+            recipe, donor, compiler.out_dtype,
+            unties=not alignment.untied.isdisjoint(compiler.tensors),
+        ),  # fmt: skip
         warnings=tuple(p for p in dict.fromkeys(found) if p.code not in recipe.silenced),
         rule_counts=tuple(rules[rule.index] for rule in recipe.rules),
     )
@@ -114,6 +117,8 @@ class _Compiler:
     dropped: list[Dropped] = field(default_factory=list)
     dropped_by_rule: Counter[int | None] = field(default_factory=Counter)
     misfits: Misfits = field(default_factory=Misfits)
+    quantized: frozenset[Path] = frozenset()
+    """Weight files of models that are quantized."""
     _problems: dict[Problem, None] = field(default_factory=dict)
     _traced: dict[object, Node | None] = field(default_factory=dict)
     _methods: Mapping[str, Method] = field(default_factory=all_methods)
@@ -149,6 +154,9 @@ class _Compiler:
         shapes = {tensor.shape for tensor in stored}
         if len(shapes) > 1:
             self.misfits.shapes(name, labels, stored)
+            return
+        if decision.take is None and any(is_packed(tensor, self.quantized) for tensor in stored):
+            self.misfits.format(name, labels, stored)
             return
         plan = self._plan(name, decision, labels, stored)
         if plan is not None:
