@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +26,7 @@ from mergeconf.units import format_count, format_seconds, format_size
 if TYPE_CHECKING:
     from mergeconf.api import RunReport
     from mergeconf.plan import Plan
+    from mergeconf.recipe import Recipe
 
 NAME = "run"
 
@@ -78,10 +82,10 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 def _print(plan: Plan, report: RunReport, target: Path) -> None:
     recipe = plan.recipe
     base = recipe.base_model
-    models = [model.label for model in plan.models if base is None or model.label != base.text]
+    models = _merged(recipe)
     rows = [
-        ("merged", f"{len(models)} models with {recipe.method or f'take {recipe.take}'}, "
-         f"seed {recipe.seed}"),
+        ("merged", f"{len(models)} model{'' if len(models) == 1 else 's'} with "
+         f"{recipe.method or f'take {recipe.take}'}, seed {recipe.seed}"),
     ]  # fmt: skip
     if base is not None:
         rows.append(("base", base.text))
@@ -102,12 +106,32 @@ def _print(plan: Plan, report: RunReport, target: Path) -> None:
         ("output", str(target)),
     ]  # fmt: skip
     print_table(rows, indent="")
-    loader = "AutoModelForCausalLM" if plan.donor.config else "safetensors"
     print("\nnext:")
-    if plan.donor.config:
-        print(f'  python -c "from transformers import {loader}; '
-              f"{loader}.from_pretrained('{target}')\"")  # fmt: skip
-    print(f"  mergeconf explain {recipe.path or 'RECIPE'} {plan.tensors[0].name}")
+    if plan.donor.config is not None:
+        loader = _loader(plan.donor.config)
+        code = f"from transformers import {loader}; {loader}.from_pretrained({json.dumps(str(target))})"
+        print(f"  python -c {shlex.quote(code)}")
+    path = shlex.quote(str(recipe.path or "RECIPE"))
+    print(f"  mergeconf explain {path} {shlex.quote(plan.tensors[0].name)}")
+
+
+def _merged(recipe: Recipe) -> list[str]:
+    """Return the models that are merged: without the base, where the method uses one."""
+    from mergeconf.methods import all_methods
+
+    entries = recipe.models
+    if recipe.method is not None:
+        entries = recipe.merged(all_methods()[recipe.method])
+    return [str(entry.model) for entry in entries]
+
+
+def _loader(config: Mapping[str, Any]) -> str:
+    """Return the class of transformers that loads a model with that config."""
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    if not isinstance(name, str) or not name.isidentifier() or "auto_map" in config:
+        return "AutoModel"
+    return "AutoModelForCausalLM" if name.endswith(("ForCausalLM", "LMHeadModel")) else name
 
 
 def _selection_rows(report: RunReport) -> list[tuple[str, str]]:

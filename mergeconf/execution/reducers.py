@@ -22,8 +22,8 @@ _LANES = 512
 SAMPLE_PIECES = 64
 SAMPLE_LENGTH = 1024
 """A tensor is sampled in this many pieces of this many elements, spread evenly."""
-MOST_KEPT = 1 << 20
-"""Candidates for an order statistic that are kept at a time: 4 MiB."""
+MOST_KEPT = 1 << 19
+"""Candidates for an order statistic that are kept at a time: 2 MiB."""
 _BINS = 1 << 16
 _MOST_ATOMS = 4
 _END = 1 << 32

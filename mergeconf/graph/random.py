@@ -18,8 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 DRAWS_PER_BLOCK = 16
-_PIECE = 1 << 15
-"""Draws made at a time: 64 KiB, which the allocator keeps at hand (128 KiB it maps anew: +30 %)."""
 
 
 def stream_key(seed: int, name: str, stream: str, model: int, draw: int, scope: str = "") -> int:
@@ -48,12 +46,6 @@ def philox(key: int, first: int) -> np.random.Philox:
 def fill_draws(key: int, start: int, out: npt.NDArray[np.uint16]) -> None:
     """Fill `out` (uint16, one dimension) with the draws of the elements from `start` on."""
     first, skip = divmod(start, DRAWS_PER_BLOCK)
-    generator = philox(key, first)
-    begin = 0
-    while begin < len(out):
-        blocks = -(-(skip + min(len(out) - begin, _PIECE)) // DRAWS_PER_BLOCK)
-        words = generator.random_raw(4 * blocks).astype("<u8", copy=False).view("<u2")[skip:]
-        part = out[begin : begin + len(words)]
-        part[:] = words[: len(part)]
-        begin += len(part)
-        skip = 0
+    blocks = -(-(skip + len(out)) // DRAWS_PER_BLOCK)
+    words = philox(key, first).random_raw(4 * blocks).astype("<u8", copy=False).view("<u2")
+    out[:] = words[skip : skip + len(out)]

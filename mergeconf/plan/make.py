@@ -70,6 +70,7 @@ def _assemble(
         plan.decision.rule for plan in compiler.tensors.values() if plan.decision is not None
     )
     rules.update(compiler.dropped_by_rule)
+    unties = not alignment.untied.isdisjoint(compiler.tensors)
     return Plan(
         recipe=recipe,
         models=alignment.models,
@@ -77,10 +78,7 @@ def _assemble(
         tensors=tuple(compiler.tensors[name] for name in layout.tensors),
         dropped=(*alignment.tied_copies, *compiler.dropped),
         layout=layout,
-        sidecars=output_files(
-            recipe, donor, compiler.out_dtype,
-            unties=not alignment.untied.isdisjoint(compiler.tensors),
-        ),  # fmt: skip
+        sidecars=output_files(recipe, donor, compiler.out_dtype, unties=unties),
         warnings=tuple(p for p in dict.fromkeys(found) if p.code not in recipe.silenced),
         rule_counts=tuple(rules[rule.index] for rule in recipe.rules),
     )
