@@ -8,6 +8,7 @@ nothing of files, recipes or methods.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -24,19 +25,20 @@ class Place:
     """The rest of the name without the parameter's own: `mlp.up_proj`."""
     layers: int = 0
     """Number of layers in the stack, 0 for a tensor outside all layers."""
+    span: tuple[int, int] | None = None
+    """Position in its slice and the slice's number of layers, where a stack is made of slices."""
 
     @property
     def depth(self) -> float:
-        """Relative depth in the stack, 0 for the first layer and 1 for the last.
+        """Relative depth in the slice or stack, 0 for the first layer and 1 for the last.
 
         As mergekit has it, a tensor before or after the layers has depth 0, and the only layer of
-        a stack has depth 1.
+        a slice or stack has depth 1.
         """
         if self.layer is None:
             return 0.0
-        if self.layers == 1:
-            return 1.0
-        return self.layer / (self.layers - 1)
+        layer, layers = self.span or (self.layer, self.layers)
+        return 1.0 if layers == 1 else layer / (layers - 1)
 
 
 def place_of(name: str, stacks: Mapping[str, int]) -> Place:
@@ -56,6 +58,31 @@ def stacks_of(names: Iterable[str]) -> dict[str, int]:
         if layer is not None:
             stacks[stack] = max(stacks.get(stack, 0), layer + 1)
     return stacks
+
+
+def follows_layers(name: str) -> bool:
+    """Tell whether a tensor outside the layers comes after them: a final norm, a head.
+
+    Read from the name without what its stack's name starts with (`norm.weight` of
+    `model.norm.weight`). All others (embeddings, projectors, rotary tables) stand before the
+    layers.
+    """
+    if _HEAD.search(name):
+        return True
+    return bool(_AFTER.search(name)) and not _BEFORE.search(name)
+
+
+_HEAD = re.compile(r"(^|\.)(lm_head|embed_out)(\.|$)")
+_AFTER = re.compile(
+    r"(^|[._])(norm|ln|layernorm|norm_f|head|score|classifier|output|pooler|cls|vocab|final)"
+    r"([._]|$)",
+    re.IGNORECASE,
+)
+_BEFORE = re.compile(
+    r"embed|embd|wte|wpe|position|rotary|vision|visual|audio|patch|multi_modal|mm_|adapter|merger"
+    r"|[._]pre([._]|$)|^(ln|layernorm|norm)_pre",
+    re.IGNORECASE,
+)
 
 
 def _split(name: str) -> tuple[str, int | None, str]:

@@ -77,7 +77,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # not every terminal can show a φ or every path
     try:
-        app()
+        app(prog_name="mergeconf")
     except Interrupted as error:
         print_problems(error.problems)
         sys.exit(INTERRUPTED)

@@ -17,7 +17,7 @@ NAME = "explain"
 
 def command(
     recipe: RecipeArgument,
-    tensor: Annotated[str, typer.Argument(help="Name of an output tensor.")],
+    tensor: Annotated[str, typer.Argument(metavar="TENSOR", help="Name of an output tensor.")],
 ) -> None:
     """Explain one output tensor: the rule and recipe line that decided each parameter, and the
     expression that is computed."""

@@ -109,7 +109,8 @@ def _print(plan: Plan, report: RunReport, target: Path) -> None:
     print("\nnext:")
     if plan.donor.config is not None:
         loader = _loader(plan.donor.config)
-        code = f"from transformers import {loader}; {loader}.from_pretrained({json.dumps(str(target))})"
+        code = f"from transformers import {loader}; {loader}.from_pretrained"
+        code += f"({json.dumps(str(target))})"
         print(f"  python -c {shlex.quote(code)}")
     path = shlex.quote(str(recipe.path or "RECIPE"))
     print(f"  mergeconf explain {path} {shlex.quote(plan.tensors[0].name)}")

@@ -11,12 +11,14 @@ elements); `copyto(where=)` 3.8 and torch's `where` 0.8, so masks are applied by
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mergeconf.dtypes import DType
+from mergeconf.graph.shares import RESOLUTION
 
 Array = npt.NDArray[Any]
 
@@ -105,3 +107,129 @@ def is_finite(stored: Array, dtype: DType) -> Array:
         case _:
             finite = np.isfinite(stored)
     return finite
+
+
+# --- rows ------------------------------------------------------------------------------------
+
+ROW_PIECE = 1 << 14
+"""Elements, about, that row kernels work on at a time: whole rows whose scratch stays in the cache."""
+_FINE = 14
+"""Low bits of a float32 that a histogram of magnitudes leaves out: differences of bfloat16 numbers
+seldom have them (measured on fine-tunes: in 0.1 to 0.8 % of the elements)."""
+_LARGEST_KEY = np.uint32(0x7F800001)
+_MOST_BINS_PER_ELEMENT = 4
+_LONGEST_TABLE = 1 << 16
+
+
+def row_pieces(size: int, row: int) -> Iterator[tuple[int, int]]:
+    """Cut a tile into pieces of whole rows: first and last element, the last one excluded."""
+    step = max(1, ROW_PIECE // row) * row
+    for begin in range(0, size, step):
+        yield begin, min(begin + step, size)
+
+
+class RankThresholds:
+    """Turns magnitudes (bits of float32) into thresholds for draws, by their rank in their row.
+
+    Ranks are exact. A histogram of the upper 17 bits gives them where no two different values of a
+    row share a bin; the few elements that do are sorted, and all are where most do. Measured on
+    one core, rows of 4,096: 4 ns an element for differences of bfloat16, 25 for float32.
+    """
+
+    def __init__(self, row: int, density: float, epsilon: float) -> None:
+        self._row, self._density, self._epsilon = row, density, epsilon
+        self._table = self._thresholds(np.arange(2 * row - 1)) if row <= _LONGEST_TABLE else None
+
+    def __call__(self, bits: Array, out: Array) -> None:
+        """Fill `out` (uint16); both hold whole rows."""
+        for begin, end in row_pieces(len(bits), self._row):
+            keys = np.minimum(bits[begin:end], _LARGEST_KEY)
+            if not self._by_histogram(keys, out[begin:end]):
+                rows = np.arange(len(keys) // self._row).repeat(self._row)
+                self._look_up(_twice_rank_sorted(rows, keys, self._row), out[begin:end])
+
+    def _by_histogram(self, keys: Array, out: Array) -> bool:
+        row, count = self._row, len(keys)
+        smallest = int(np.subtract(keys, _ONE).min()) + 1  # 0 becomes the largest
+        lowest = (smallest & 0xFFFFFFFF) >> _FINE
+        bins = max(0, (int(keys.max()) >> _FINE) - lowest) + 2  # the first for 0 alone
+        if bins * (count // row) > _MOST_BINS_PER_ELEMENT * count:
+            return False
+        places = (keys >> np.uint32(_FINE)).astype(np.intp)
+        np.subtract(places, lowest - 1, out=places)
+        np.maximum(places, 0, out=places)
+        by_row = places.reshape(-1, row)
+        by_row += (np.arange(count // row) * bins)[:, None]
+        counts = np.bincount(places, minlength=count // row * bins)
+        shared = self._shared(keys, places, len(counts))
+        if 2 * len(shared) > count:
+            return False
+        ends = np.cumsum(counts)
+        twice = 2 * ends - counts - 1
+        by_bin = twice.reshape(-1, bins)
+        by_bin -= (2 * row * np.arange(count // row))[:, None]
+        thresholds = np.empty(len(counts), np.uint16)
+        self._look_up(twice, thresholds)
+        np.take(thresholds, places, out=out, mode="clip")
+        if len(shared):
+            inside = _twice_rank_sorted(places[shared], keys[shared], None)
+            first = twice - counts + 1  # twice the first rank of the bin
+            fixed = np.empty(len(shared), np.uint16)
+            self._look_up(inside + first[places[shared]], fixed)
+            out[shared] = fixed
+        return True
+
+    def _shared(self, keys: Array, places: Array, bins: int) -> Array:
+        """Return the elements of the bins that may hold different values."""
+        uneven = np.flatnonzero(keys & np.uint32((1 << _FINE) - 1))
+        if len(uneven) == 0 or 2 * len(uneven) > len(keys):
+            return uneven
+        is_shared = np.zeros(bins, bool)
+        is_shared[places[uneven]] = True
+        return np.flatnonzero(is_shared[places])
+
+    def _look_up(self, twice: Array, out: Array) -> None:
+        if self._table is None:
+            out[:] = self._thresholds(twice)
+        else:
+            np.take(self._table, twice, out=out, mode="clip")
+
+    def _thresholds(self, twice: Array) -> Array:
+        """Return `shares.rank_threshold` of an array."""
+        last = self._row - 1
+        offset = (twice - last) / last if last else np.zeros(len(twice))
+        shares = np.rint((self._density + self._epsilon * offset) * RESOLUTION)
+        return np.clip(shares, 1, RESOLUTION - 1).astype(np.uint16)
+
+
+def _twice_rank_sorted(groups: Array, keys: Array, row: int | None) -> Array:
+    """Return the lowest plus the highest rank, from 0, of equal keys within their group.
+
+    By sorting digits of 16 bits, the lowest first: numpy sorts those by radix, and stably.
+
+    Args:
+        groups: Group of each element, below 2^32.
+        keys: uint32.
+        row: Size of the groups, which then lie side by side; None where they differ.
+    """
+    order = np.argsort(keys.astype(np.uint16), kind="stable")
+    digits = [keys >> np.uint32(16)]
+    most = int(groups.max())
+    digits += [groups >> shift for shift in (0, 16) if most >> shift]
+    for digit in digits:
+        part = digit.astype(np.uint16)[order]
+        order = order[np.argsort(part, kind="stable")]
+    keys, groups = keys[order], groups[order]
+    is_first = np.empty(len(keys), bool)
+    is_first[0] = True
+    new_group = groups[1:] != groups[:-1]
+    np.logical_or(keys[1:] != keys[:-1], new_group, out=is_first[1:])
+    starts = np.flatnonzero(is_first)
+    ends = np.append(starts[1:], len(keys))
+    if row is None:
+        begins = np.searchsorted(groups, groups[starts])
+    else:
+        begins = groups[starts] * row
+    twice = np.empty(len(keys), np.intp)
+    twice[order] = np.repeat(starts + ends - 1 - 2 * begins, ends - starts)
+    return twice

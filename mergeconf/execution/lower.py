@@ -26,6 +26,7 @@ from mergeconf.graph.nodes import (
     Observe,
     Pick,
     Random,
+    RankShare,
     Reduce,
     Scalar,
     stored_dtype,
@@ -126,6 +127,9 @@ class _Lowering:
                 return self._blend(self._spread(condition, chosen), chosen, self.value(node.y))
             case Agreed():
                 return self._agreed(node)
+            case RankShare():
+                kernel = kernels.RankThresholds(node.row, node.density, node.epsilon)
+                return self.builder.emit(kernel, self.value(node.x).seen_as("<u4"), out="<u2")
             case Observe():
                 result = self.value(node.x)
                 if self.count:
@@ -222,8 +226,11 @@ class _Lowering:
 
     def _draw_below(self, node: Elementwise) -> Ref:
         draw, threshold = node.args
-        assert isinstance(draw, Random) and isinstance(threshold, float)
+        assert isinstance(draw, Random)
         ticket = self.value(draw)
+        if isinstance(threshold, RankShare):
+            return self.builder.emit(np.less, ticket, self.value(threshold), out="|b1")
+        assert isinstance(threshold, float)
         if threshold >= RESOLUTION:
             return self.builder.emit(np.equal, ticket, ticket, out="|b1")
         return self.builder.emit(np.less, ticket, np.uint16(threshold), out="|b1")

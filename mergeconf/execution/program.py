@@ -19,6 +19,7 @@ from mergeconf.graph.nodes import (
     Node,
     Random,
     Reduce,
+    RowLocal,
     Scalar,
     children,
     walk,
@@ -81,6 +82,7 @@ def _compiled(key: _ByIdentity) -> Program:
         ],
         final=lower_output(root),
         randoms=tuple(randoms),
+        whole_rows=any(isinstance(node, RowLocal) for node in walk(root)),
     )
 
 

@@ -202,7 +202,8 @@ class KthLargestReducer:
             return None
         if self._histogram is None:
             return _float_of(self._search_kept(rank))
-        self._fold()
+        if self._kept:
+            self._fold()
         for atom, count in self._atoms.items():
             self._histogram[(atom - self._low) >> self._shift] += count
         from_top = np.cumsum(self._histogram[::-1])

@@ -161,6 +161,31 @@ def bernoulli(like: torch.Tensor, probability: float, stream: str, model: int) -
     return _draws(like.shape, stream, model, 0) < threshold_of(probability)
 
 
+def bernoulli_by_rank(
+    x: torch.Tensor, density: float, epsilon: float, stream: str, model: int
+) -> torch.Tensor:
+    """Sort each row; look up how many of it are smaller and how many are not larger."""
+    if x.numel() == 0:
+        return torch.zeros(x.shape, dtype=torch.bool)
+    bits = torch.where(x.isnan(), torch.full_like(x, torch.nan), x).contiguous()
+    keys = _rows_of(bits.view(torch.int32))  # ordered as the values are, NaN above all
+    in_order = torch.sort(keys, dim=1).values
+    smaller = torch.searchsorted(in_order, keys)
+    not_larger = torch.searchsorted(in_order, keys, right=True)
+    twice = (smaller + not_larger - 1).to(torch.float64)
+    last = keys.shape[1] - 1
+    offset = (twice - last) / last if last else torch.zeros_like(twice)
+    shares = torch.round((density + epsilon * offset) * 65_536).clamp(1, 65_535)
+    return _draws(x.shape, stream, model, 0) < shares.reshape(x.shape)
+
+
+def _rows_of(x: torch.Tensor) -> torch.Tensor:
+    """Return the rows of a tensor: its last dimension, or all of one that has no second one."""
+    return x.reshape(-1, x.shape[-1] if x.dim() > 1 else x.numel())
+
+
+_BITS = {1:
+
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

@@ -144,6 +144,27 @@ class Observe:
 
 
 @dataclass(frozen=True, slots=True)
+class RankShare:
+    """Thresholds for draws that grow with the rank of x within its row; x has no negative value.
+
+    A draw below the threshold happens with a probability that goes linearly from
+    density − epsilon, for the smallest of the row, to density + epsilon, for the largest. Equal
+    values share the mean of their ranks; see `shares.rank_threshold`.
+    """
+
+    x: Node
+    density: float
+    epsilon: float
+    row: int
+    """Elements of a row."""
+
+    @property
+    def kind(self) -> Kind:
+        """An integer to compare a draw with."""
+        return "draw"
+
+
+@dataclass(frozen=True, slots=True)
 class Reduce:
     """A sum over the whole tensor, in float64, in a fixed order."""
 
@@ -188,7 +209,9 @@ class Item:
 
 
 Scalar = Reduce | KthLargest | Item
-Node = Input | Cast | Elementwise | Pick | Choose | Agreed | Random | Observe
+RowLocal = RankShare
+"""Nodes whose value at a position depends on the whole row."""
+Node = Input | Cast | Elementwise | Pick | Choose | Agreed | Random | Observe | RowLocal
 AnyNode = Node | Scalar | Compute
 
 
@@ -214,7 +237,7 @@ def children(node: AnyNode) -> Iterator[AnyNode]:
         case Observe():
             yield node.x
             yield from (mask for _, mask in node.counts)
-        case KthLargest():
+        case KthLargest() | RankShare():
             yield node.x
         case Compute():
             yield from (arg for arg in node.args if not isinstance(arg, float))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mergeconf.dtypes import DType
+from mergeconf.graph.geometry import Geometry
 from mergeconf.graph.lazy import Lazy, LazyScalar, Meaning, as_f32, elementwise
 from mergeconf.graph.nodes import (
     Cast,
@@ -27,6 +28,7 @@ from mergeconf.graph.nodes import (
     Op,
     Pick,
     Random,
+    RankShare,
     Reduce,
     Scalar,
 )
@@ -269,6 +271,27 @@ def bernoulli(like: T, probability: float, stream: str, model: int) -> T:
     threshold = min(threshold_of(probability), RESOLUTION)
     node = Elementwise("draw_below", (Random(stream, model, 0), float(threshold)), "mask")
     return Lazy(node, like.shape)
+
+
+def bernoulli_by_rank(x: T, density: float, epsilon: float, stream: str, model: int) -> T:
+    """Return a mask, true with a probability that depends on the rank of x within its row.
+
+    The probability goes linearly from density − epsilon, for the smallest element of a row, to
+    density + epsilon, for the largest; both lie inside (0, 1). Equal elements share the mean of
+    their ranks, NaN counts as larger than everything, and a row of one element has the density.
+
+    Args:
+        x: Magnitudes: no element is negative. A row is the last dimension.
+        density: Mean probability.
+        epsilon: Half the range of the probabilities.
+        stream: The purpose of the draw, for the random generator.
+        model: Position of the model in the recipe, counted from 0.
+    """
+    if not isinstance(x, Lazy):
+        return _eager().bernoulli_by_rank(x, density, epsilon, stream, model)
+    shares = RankShare(as_f32(x.node), float(density), float(epsilon), Geometry.of(x.shape).row)
+    node = Elementwise("draw_below", (Random(stream, model, 0), shares), "mask")
+    return Lazy(node, x.shape)
 
 
 def differs(x: T, base: T) -> T:

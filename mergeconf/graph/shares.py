@@ -21,6 +21,20 @@ def threshold_of(probability: float) -> int:
     return rounded
 
 
+def rank_threshold(density: float, epsilon: float, twice: int, row: int) -> int:
+    """Return the integer for a draw whose probability depends on a rank within a row.
+
+    p = density + epsilon · ((twice − (row − 1)) / (row − 1)), in float64 in this order, `twice`
+    being the sum of the lowest and the highest rank, from 0, of the elements of equal value; p is
+    `density` where a row has one element. The integer is p · 65,536, rounded to nearest, ties to
+    even, from 1 to 65,535.
+    """
+    last = row - 1
+    offset = (twice - last) / last if last > 0 else 0.0
+    rounded = round((density + epsilon * offset) * RESOLUTION)
+    return min(max(rounded, 1), RESOLUTION - 1)
+
+
 def shares_of(weights: tuple[float, ...]) -> tuple[int, ...]:
     """Return integers in proportion to weights, for `Pick`: sum at most 32,767.
 

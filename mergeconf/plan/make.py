@@ -89,6 +89,16 @@ def _open_models(recipe: Recipe, open_model: OpenModel) -> dict[str, Checkpoint]
     models: dict[str, Checkpoint] = {}
     problems: list[Problem] = []
     for reference in recipe.referenced():
+        if _is_hub_only(reference, recipe.folder):
+            problems.append(
+                Problem(
+                    "is no local folder, and models are not fetched from the Hub yet",
+                    where=reference.text,
+                    location=reference.location,
+                    hint=f"hf download {reference.hub_id} --local-dir FOLDER, and name that folder",
+                )
+            )
+            continue
         try:
             models[reference.key] = open_model(reference.local_path(recipe.folder), reference.text)
         except CheckpointError as error:
@@ -96,6 +106,14 @@ def _open_models(recipe: Recipe, open_model: OpenModel) -> dict[str, Checkpoint]
     if problems:
         raise CheckpointError(problems)
     return models
+
+
+def _is_hub_only(reference: ModelRef, folder: Path) -> bool:
+    """Tell whether a name looks like `org/name` on the Hub, and like nothing that lies here."""
+    if reference.hub_id is None or "/" not in reference.hub_id:
+        return False
+    organization = reference.hub_id.partition("/")[0]
+    return not (folder / organization).exists() and not reference.local_path(folder).exists()
 
 
 def _located(problem: Problem, reference: ModelRef) -> Problem:

@@ -6,7 +6,7 @@ Knows nothing of tensors, of files of weights, or of torch.
 from mergeconf.recipe.decide import Decider, Decision, Resolved, decide
 from mergeconf.recipe.editor_schema import recipe_schema
 from mergeconf.recipe.load import load_recipe
-from mergeconf.recipe.model import DEFAULT_SHARD_SIZE, ModelEntry, ModelRef, Recipe, Rule
+from mergeconf.recipe.model import DEFAULT_SHARD_SIZE, ModelEntry, ModelRef, Recipe, Rule, Scope
 from mergeconf.recipe.names import check_names
 from mergeconf.recipe.patterns import Matcher
 from mergeconf.recipe.values import Evaluated, evaluate
@@ -22,6 +22,7 @@ __all__ = [
     "Recipe",
     "Resolved",
     "Rule",
+    "Scope",
     "check_names",
     "decide",
     "evaluate",

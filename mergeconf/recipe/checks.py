@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from mergeconf.errors import listed
 from mergeconf.methods import Method, Parameter
 from mergeconf.recipe.collect import Collector
-from mergeconf.recipe.model import ModelEntry, Recipe
+from mergeconf.recipe.model import ModelEntry, Recipe, Scope
+from mergeconf.recipe.scopes import is_whole
+from mergeconf.recipe.suits import unsuited
 from mergeconf.recipe.values import Gradient, Value, coerce, gradients, leaves
 from mergeconf.recipe.words import BadValue
 from mergeconf.recipe.yaml_source import Path
@@ -36,52 +38,41 @@ def uses_of(recipe: Recipe, methods: Mapping[str, Method]) -> tuple[Use, ...]:
     return tuple(found)
 
 
-def check_models(recipe: Recipe, uses: tuple[Use, ...], whole: bool, collector: Collector) -> None:
+def check_models(recipe: Recipe, uses: tuple[Use, ...], collector: Collector) -> None:
     """Note a missing base, too few or too many models, and models listed twice.
 
-    `whole` tells whether all models could be read, so that they can be counted.
+    Of slices and modules, which rules may decide in part, only what is sure: the rest is said when
+    tensors are decided.
     """
-    base_given = collector.given("base_model")
-    for use in uses:
-        if use.method.base == "required" and recipe.base_model is None:
-            if not base_given and "base_model" not in collector.meant:
-                collector.error(
-                    ("base_model",),
-                    f"missing, and '{use.method.name}' needs one",
-                    "name the model that the others were fine-tuned from",
-                )
-        elif whole:
-            _check_count(recipe, use, collector)
+    sure = uses if not recipe.assembled else uses if not recipe.rules else ()
+    for scope in recipe.scopes:
+        whole = is_whole(scope, collector) and "models" not in collector.meant
+        for use in sure:
+            problem = unsuited(use.method, scope)
+            if problem is None:
+                continue
+            if problem.path == ("base_model",):
+                if collector.given("base_model") or "base_model" in collector.meant:
+                    continue
+            elif not whole:
+                continue
+            collector.error(problem.path, problem.message, problem.hint, key=problem.key)
+        if not scope.sliced:
+            _check_twice(scope, collector)
+    _check_idle_base(recipe, uses, collector)
+
+
+def _check_twice(scope: Scope, collector: Collector) -> None:
     first: dict[str, ModelEntry] = {}
-    for entry in recipe.models:
+    for entry in scope.entries:
         before = first.setdefault(entry.model.key, entry)
         if before is not entry:
             collector.warn(
                 "duplicate-model",
-                ("models", entry.index),
+                entry.path,
                 f"'{entry.model}' is listed before, as models.{before.index}, and counts twice",
                 "mergekit counts it once",
             )
-    _check_idle_base(recipe, uses, collector)
-
-
-def _check_count(recipe: Recipe, use: Use, collector: Collector) -> None:
-    method = use.method
-    found = len(recipe.merged(method))
-    if method.min_models <= found and (method.max_models is None or found <= method.max_models):
-        return
-    low, high = method.min_models, method.max_models
-    wanted = f"exactly {low}" if low == high else f"at least {low}" if found < low else (
-        f"at most {high}"
-    )  # fmt: skip
-    one = (low if found < low else high) == 1
-    uses_base = method.base != "unused" and recipe.base_model is not None
-    beside = f" beside the base, '{recipe.base_model}'" if uses_base else ""
-    collector.error(
-        ("models",),
-        f"'{method.name}' needs {wanted} model{'' if one else 's'}{beside}, found {found}",
-        key=True,
-    )
 
 
 def _check_idle_base(recipe: Recipe, uses: tuple[Use, ...], collector: Collector) -> None:
@@ -114,49 +105,70 @@ def check_parameters(
     that none of them has is a mistake.
     """
     own = tuple(use.method for use in uses)
-    for where, values, entry in _scopes(recipe):
-        for name, value in values.items():
-            check = _Check(recipe, own, methods, all_known, collector)
-            check.parameter((*where, name), name, value, entry)
+    for given in _given(recipe):
+        for name, value in given.values.items():
+            check = _Check(given.scope, own, methods, all_known, collector)
+            check.parameter((*given.path, name), name, value, given.entry)
     for use in uses:
         for name, value in use.parameters.items():
-            check = _Check(recipe, (use.method,), methods, True, collector)
+            check = _Check(None, (use.method,), methods, True, collector)
             check.parameter((*use.path, "parameters", name), name, value, None)
         for parameter in use.method.parameters.values():
             if parameter.required and parameter.name not in collector.meant:
                 _check_given(recipe, use, parameter, collector)
 
 
-def _scopes(recipe: Recipe) -> Iterator[tuple[Path, Mapping[str, Value], ModelEntry | None]]:
-    yield ("parameters",), recipe.parameters, None
-    for entry in recipe.models:
-        yield ("models", entry.index, "parameters"), entry.parameters, entry
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A mapping of parameters, and where it stands."""
+
+    path: Path
+    values: Mapping[str, Value]
+    entry: ModelEntry | None = None
+    """The model that they are set for, if they are for one."""
+    scope: Scope | None = None
+
+
+def _given(recipe: Recipe) -> Iterator[_Given]:
+    yield _Given(("parameters",), recipe.parameters)
+    seen = set()
+    for scope in recipe.scopes:
+        for path, values in scope.parameters:
+            if path not in seen:  # those of a module belong to each of its slices
+                seen.add(path)
+                yield _Given(path, values)
+        for entry in scope.entries:
+            yield _Given((*entry.path, "parameters"), entry.parameters, entry, scope)
 
 
 def _check_given(recipe: Recipe, use: Use, parameter: Parameter, collector: Collector) -> None:
     name = parameter.name
     if name in use.parameters or name in recipe.parameters:
         return
-    path = (*use.path, "parameters", name)
-    if not parameter.per_model:
-        collector.error(path, f"missing, and '{use.method.name}' needs it")
-        return
-    without = [
-        str(entry.model) for entry in recipe.merged(use.method) if name not in entry.parameters
-    ]
-    if without:
-        collector.error(
-            path,
-            f"missing for {listed(without)}, and '{use.method.name}' needs it",
-            "give it under each model, or for all under 'parameters'",
-        )
+    for scope in recipe.scopes:
+        if any(name in values for _, values in scope.parameters):
+            continue
+        path = (*(use.path or scope.path), "parameters", name)
+        if not parameter.per_model:
+            collector.error(path, f"missing, and '{use.method.name}' needs it")
+            continue
+        without = [
+            str(entry.model) for entry in scope.merged(use.method) if name not in entry.parameters
+        ]
+        if without:
+            collector.error(
+                path,
+                f"missing for {listed(without)}, and '{use.method.name}' needs it",
+                "give it under each model, or for all under 'parameters'",
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class _Check:
     """Checks of one parameter against the methods that can use it."""
 
-    recipe: Recipe
+    scope: Scope | None
+    """That of the model which the parameter is set for, if it is for one."""
     users: tuple[Method, ...]
     methods: Mapping[str, Method]
     all_known: bool
@@ -216,8 +228,9 @@ class _Check:
 
     def _is_base(self, entry: ModelEntry) -> bool:
         """Tell whether every method in use has the model as its base."""
+        assert self.scope is not None
         return bool(self.users) and all(
-            entry not in self.recipe.merged(method) for method in self.users
+            entry not in self.scope.merged(method) for method in self.users
         )
 
     def _warn_base(self, path: Path, entry: ModelEntry) -> None:

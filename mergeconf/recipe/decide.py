@@ -1,7 +1,8 @@
 """What is done with one tensor? Which rule decides it, and every parameter's value with its origin.
 
-Precedence, strongest first: a matching rule, the model, the recipe, the method's default. Knows
-names and places of tensors, nothing of their shapes.
+Precedence, strongest first: a matching rule, the model (of a slice: its source), the slice, the
+module, the recipe, the method's default. Names, places and layers are those of the output; a
+gradient runs over the layers of the slice. Knows nothing of tensors' shapes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any
 from mergeconf.errors import Location, Problem, RecipeError
 from mergeconf.layers import Place
 from mergeconf.methods import Method, Parameter, all_methods
-from mergeconf.recipe.model import ModelEntry, ModelRef, Recipe, Rule
+from mergeconf.recipe.model import ModelEntry, ModelRef, Recipe, Rule, Scope
+from mergeconf.recipe.suits import unsuited
 from mergeconf.recipe.values import Constant, Evaluated, Gradient, Value, convert, evaluate
 
 
@@ -62,57 +64,76 @@ class Decider:
     """Decides tensor after tensor for one recipe; what does not depend on the tensor is kept."""
 
     def __init__(self, recipe: Recipe, methods: Mapping[str, Method] | None = None) -> None:
-        known = all_methods() if methods is None else methods
-        self._rules = tuple((rule.matcher, _Branch(recipe, known, rule)) for rule in recipe.rules)
-        self._recipe = _Branch(recipe, known, None)
+        self._recipe = recipe
+        self._methods = all_methods() if methods is None else methods
+        self._branches: dict[tuple[int | None, int | None], _Branch] = {}
 
-    def decide(self, name: str, place: Place) -> Decision:
-        """Return what is done with a tensor.
+    def decide(self, name: str, place: Place, scope: int | None = 0) -> Decision:
+        """Return what is done with an output tensor.
+
+        Args:
+            name: Its name in the output.
+            place: Where it stands in the output.
+            scope: Index of the scope that it belongs to; None where no module names it.
 
         Raises:
-            RecipeError: a parameter that the method needs has no value for this tensor.
+            RecipeError: a parameter that the method needs has no value for this tensor, or the
+                method does not suit the scope's models.
         """
-        return self._branch(name, place).decide(name, place)
+        rule = self.rule_of(name, place)
+        branch = self._branches.get((rule, scope))
+        if branch is None:
+            branch = _Branch(
+                self._recipe,
+                self._methods,
+                None if rule is None else self._recipe.rules[rule],
+                _NOWHERE if scope is None else self._recipe.scopes[scope],
+            )
+            self._branches[rule, scope] = branch
+        return branch.decide(name, place)
 
     def rule_of(self, name: str, place: Place) -> int | None:
         """Return the index of the first rule that fits a tensor, or None."""
-        return self._branch(name, place).index
+        for rule in self._recipe.rules:
+            if rule.matcher.fits(name, place):
+                return rule.index
+        return None
 
-    def _branch(self, name: str, place: Place) -> _Branch:
-        for matcher, branch in self._rules:
-            if matcher.fits(name, place):
-                return branch
-        return self._recipe
+
+_NOWHERE = Scope(-1, ("modules",), (), None)
 
 
 def decide(
-    recipe: Recipe, name: str, place: Place, *, methods: Mapping[str, Method] | None = None
+    recipe: Recipe,
+    name: str,
+    place: Place,
+    scope: int | None = 0,
+    *,
+    methods: Mapping[str, Method] | None = None,
 ) -> Decision:
-    """Return what is done with one tensor; for many tensors make one `Decider`.
-
-    Raises:
-        RecipeError: a parameter that the method needs has no value for this tensor.
-    """
-    return Decider(recipe, methods).decide(name, place)
+    """Return what is done with one tensor, as a `Decider` does; for many tensors make one."""
+    return Decider(recipe, methods).decide(name, place, scope)
 
 
 class _Branch:
-    """What one rule, or the recipe where no rule fits, does with its tensors."""
+    """What one rule, or the recipe where no rule fits, does with its tensors of one scope."""
 
-    def __init__(self, recipe: Recipe, methods: Mapping[str, Method], rule: Rule | None) -> None:
+    def __init__(
+        self, recipe: Recipe, methods: Mapping[str, Method], rule: Rule | None, scope: Scope
+    ) -> None:
         owner = recipe if rule is None else rule
         self.index = None if rule is None else rule.index
         key = "take" if recipe.method is None else "merge_method"
         location = rule.location if rule is not None else recipe.locations.get(key)
         method = None if owner.method is None else methods[owner.method]
-        merged = () if method is None else recipe.merged(method)
-        self._method = method
+        merged = () if method is None else scope.merged(method)
         self._merged = merged
+        self._problem = _unsuited(method, scope, self.index, location)
         self._frame = Decision(
             method=owner.method,
             take=owner.take,
             drop=rule is not None and rule.drop,
-            base=None if method is None or method.base == "unused" else recipe.base_model,
+            base=None if method is None or method.base == "unused" else scope.base_model,
             models=tuple(entry.model for entry in merged),
             parameters=(),
             rule=self.index,
@@ -120,7 +141,7 @@ class _Branch:
         )
         self._slots = (
             tuple(
-                (parameter, _chains(recipe, rule, parameter, merged))
+                (parameter, _chains(recipe, rule, scope, parameter, merged))
                 for parameter in method.parameters.values()
             )
             if method is not None
@@ -129,6 +150,8 @@ class _Branch:
         self._kept: dict[tuple[int, ...], Decision] = {}
 
     def decide(self, name: str, place: Place) -> Decision:
+        if self._problem is not None:
+            raise RecipeError(self._problem)
         found = []
         key = []
         for _, chains in self._slots:
@@ -226,12 +249,34 @@ class _Chain:
         return self._default
 
 
+def _unsuited(
+    method: Method | None, scope: Scope, rule: int | None, location: Location | None
+) -> Problem | None:
+    """Return why a method cannot merge the models of a scope, or None where it can."""
+    if method is None:
+        return None
+    if scope is _NOWHERE:
+        return None  # said by the plan, once for all tensors
+    problem = unsuited(method, scope)
+    if problem is None:
+        return None
+    where = ".".join(map(str, scope.path)) or ".".join(map(str, problem.path))
+    by = "" if rule is None else f" (rules.{rule})"
+    place = scope.location if rule is None else location
+    return Problem(f"{problem.message}{by}", where, place, problem.hint)
+
+
 def _chains(
-    recipe: Recipe, rule: Rule | None, parameter: Parameter, merged: tuple[ModelEntry, ...]
+    recipe: Recipe,
+    rule: Rule | None,
+    scope: Scope,
+    parameter: Parameter,
+    merged: tuple[ModelEntry, ...],
 ) -> tuple[_Chain, ...]:
     default = None if parameter.required else Evaluated(parameter.default, "", None, "default")
     of_rule = None if rule is None else rule.parameters.get(parameter.name)
-    of_recipe = recipe.parameters.get(parameter.name)
+    shared = [values.get(parameter.name) for _, values in scope.parameters]
+    shared.append(recipe.parameters.get(parameter.name))
     of_models: list[Value | None] = [None]
     if parameter.per_model:
         of_models = [entry.parameters.get(parameter.name) for entry in merged]
@@ -239,7 +284,7 @@ def _chains(
         _Chain(
             tuple(
                 convert(value, parameter)
-                for value in (of_rule, of_model, of_recipe)
+                for value in (of_rule, of_model, *shared)
                 if value is not None
             ),
             default,

@@ -12,11 +12,12 @@ from mergeconf.errors import Problem, RecipeError, did_you_mean
 from mergeconf.methods import Method, all_methods
 from mergeconf.recipe.checks import check_models, check_parameters, uses_of
 from mergeconf.recipe.collect import Collector
-from mergeconf.recipe.model import DEFAULT_SHARD_SIZE, ModelEntry, ModelRef, Recipe, Rule
+from mergeconf.recipe.model import DEFAULT_SHARD_SIZE, ModelRef, Recipe, Rule, Scope
 from mergeconf.recipe.not_yet import refuse_unsupported
 from mergeconf.recipe.parse_values import parse_matcher, parse_parameters
 from mergeconf.recipe.references import parse_model
-from mergeconf.recipe.schema import NESTED_KEYS, parse_dtype
+from mergeconf.recipe.schema import parse_dtype
+from mergeconf.recipe.scopes import parse_scopes
 from mergeconf.recipe.structure import check_structure
 from mergeconf.recipe.words import BadValue, describe, show
 from mergeconf.recipe.yaml_scalars import write_yaml
@@ -63,11 +64,7 @@ def load_recipe(
 def _check(recipe: Recipe, methods: Mapping[str, Method], collector: Collector) -> None:
     data = collector.source.data
     uses = uses_of(recipe, methods)
-    listed = data.get("models")
-    items = [] if listed is None else listed
-    whole = isinstance(items, list) and len(items) == len(recipe.models)
-    whole = whole and not collector.given("slices") and not collector.given("modules")
-    check_models(recipe, uses, whole and "models" not in collector.meant, collector)
+    check_models(recipe, uses, collector)
     named = [recipe.method, *(rule.method for rule in recipe.rules)]
     all_known = all(name is None or name in methods for name in named) and (
         recipe.method is not None or recipe.take is not None
@@ -139,13 +136,13 @@ class _Loader:
         self.methods = methods
         self.collector = collector
         self.base: ModelRef | None = None
-        self.models: tuple[ModelEntry, ...] = ()
+        self.scopes: tuple[Scope, ...] = ()
 
     def load(self, read: Source, path: Path | None) -> Recipe:
         data = self.data
         if data.get("base_model") is not None:
             self.base = parse_model(data["base_model"], ("base_model",), self.collector)
-        self.models = self._models()
+        self.scopes = parse_scopes(data, self.base, self.collector)
         method = self._method(("merge_method",), data.get("merge_method"))
         take = self._take(("take",), data.get("take"))
         self._one_action()
@@ -163,7 +160,7 @@ class _Loader:
             method=method,
             take=take,
             base_model=self.base,
-            models=self.models,
+            scopes=self.scopes,
             parameters=parse_parameters(data.get("parameters"), ("parameters",), self.collector),
             rules=self._rules(method),
             seed=data["seed"] if isinstance(data.get("seed"), int) else 0,
@@ -177,26 +174,6 @@ class _Loader:
                 str(key[0]): location for key, location in read.values.items() if len(key) == 1
             },
         )
-
-    def _models(self) -> tuple[ModelEntry, ...]:
-        entries = []
-        listed = self.data.get("models")
-        for index, item in enumerate(listed if isinstance(listed, list) else []):
-            path: KeyPath = ("models", index)
-            parameters: object = None
-            name = item
-            if isinstance(item, dict) and ("model" in item or not NESTED_KEYS & item.keys()):
-                if "model" not in item:
-                    continue  # said by the structure's check
-                name, parameters, path = item["model"], item.get("parameters"), (*path, "model")
-            elif not isinstance(item, (str, dict)):
-                continue
-            values = parse_parameters(parameters, ("models", index, "parameters"), self.collector)
-            model = parse_model(name, path, self.collector)
-            if model is not None:
-                location = self.collector.source.locate(("models", index))
-                entries.append(ModelEntry(index, model, values, location))
-        return tuple(entries)
 
     def _method(self, path: KeyPath, name: object) -> str | None:
         if not isinstance(name, str):
@@ -228,10 +205,12 @@ class _Loader:
                 self.collector.error(path, "the recipe has no 'base_model' to take from", hint)
             return self.base
         wanted = ModelRef(name).key
-        for model in (*(entry.model for entry in self.models), self.base):
+        entries = [entry for scope in self.scopes for entry in scope.entries]
+        bases = (self.base, *(scope.base_model for scope in self.scopes))
+        for model in (*(entry.model for entry in entries), *bases):
             if model is not None and wanted == model.key:
                 return model
-        valid = ["base_model", *(str(entry.model) for entry in self.models)]
+        valid = ["base_model", *(str(entry.model) for entry in entries)]
         self.collector.error(
             path, f"'{name}' is no model of this recipe", did_you_mean(name, valid)
         )

@@ -58,16 +58,77 @@ class ModelRef:
         return self.text
 
 
+KeyPath = tuple[str | int, ...]
+"""Where in the recipe a part stands: `("slices", 0, "sources", 1)`."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
-    """One item of `models`."""
+    """One item of `models`, or of a slice's `sources`."""
 
     index: int
-    """Position in the recipe's list, counted from 0."""
+    """Position in its list, counted from 0."""
     model: ModelRef
     parameters: Mapping[str, Value]
     """Parameters set for this model alone."""
     location: Location | None
+    path: KeyPath = ()
+    """`("models", 1)`, `("slices", 0, "sources", 1)`."""
+    layer_range: tuple[int, int] | None = None
+    """First layer and the one after the last, for a source of a slice."""
+
+    @property
+    def layers(self) -> int:
+        """Number of layers that it gives to a slice."""
+        return self.layer_range[1] - self.layer_range[0] if self.layer_range else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Models that are merged with each other: those of `models`, of one slice, of one module.
+
+    A recipe with `models` has one scope, with `slices` one a slice, with `modules` those of each
+    module. Every output tensor belongs to one scope.
+    """
+
+    index: int
+    """Position among the recipe's scopes, counted from 0."""
+    path: KeyPath
+    """Empty for the recipe's `models`; `("slices", 0)`; `("modules", "text", "slices", 0)`."""
+    entries: tuple[ModelEntry, ...]
+    """As listed, the base included where it is listed."""
+    base_model: ModelRef | None
+    """The slice's own base, or the recipe's."""
+    parameters: tuple[tuple[KeyPath, Mapping[str, Value]], ...] = ()
+    """Of the slice and of the module, strongest first, each with its place."""
+    module: str | None = None
+    """Key in `modules`."""
+    sliced: bool = False
+    """Whether it is a slice: its entries have ranges of layers, all of one length."""
+    location: Location | None = None
+
+    @property
+    def list_path(self) -> KeyPath:
+        """Place of the list of its models."""
+        return (*self.path, "sources" if self.sliced else "models")
+
+    @property
+    def layers(self) -> int:
+        """Number of layers that a slice gives to the output."""
+        return self.entries[0].layers if self.entries else 0
+
+    def merged(self, method: Method) -> tuple[ModelEntry, ...]:
+        """Return the models that a method merges, in order: without the base where it uses one."""
+        if method.base == "unused" or self.base_model is None:
+            return self.entries
+        base = self.base_model.key
+        return tuple(entry for entry in self.entries if entry.model.key != base)
+
+    def lacks_base(self, method: Method) -> bool:
+        """Tell whether a method uses the base, but no source of this slice says which layers."""
+        if method.base == "unused" or self.base_model is None or not self.sliced:
+            return False
+        return all(entry.model.key != self.base_model.key for entry in self.entries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +170,8 @@ class Recipe:
     take: ModelRef | None
     """Model that tensors which no rule fits are copied from."""
     base_model: ModelRef | None
-    models: tuple[ModelEntry, ...]
-    """As listed, the base included where it is listed."""
+    scopes: tuple[Scope, ...]
+    """What is merged with what: one scope for `models`, one for each slice."""
     parameters: Mapping[str, Value]
     """Parameters for all models."""
     rules: tuple[Rule, ...]
@@ -136,17 +197,21 @@ class Recipe:
         """Name of the output's dtype, or None where each tensor keeps the one it has."""
         return self.out_dtype or self.dtype
 
-    def merged(self, method: Method) -> tuple[ModelEntry, ...]:
-        """Return the models that a method merges, in order: without the base where it uses one."""
-        if method.base == "unused" or self.base_model is None:
-            return self.models
-        base = self.base_model.key
-        return tuple(entry for entry in self.models if entry.model.key != base)
+    @property
+    def models(self) -> tuple[ModelEntry, ...]:
+        """Every item of `models` or `sources`, in order."""
+        return tuple(entry for scope in self.scopes for entry in scope.entries)
+
+    @property
+    def assembled(self) -> bool:
+        """Whether the output is put together from slices or modules."""
+        return any(scope.path for scope in self.scopes)
 
     def referenced(self) -> tuple[ModelRef, ...]:
         """Return every model once, the base first."""
         found: dict[str, ModelRef] = {}
-        for model in (self.base_model, *(entry.model for entry in self.models)):
+        bases = [self.base_model, *(scope.base_model for scope in self.scopes)]
+        for model in (*bases[:1], *(entry.model for entry in self.models), *bases[1:]):
             if model is not None:
                 found.setdefault(model.key, model)
         return tuple(found.values())

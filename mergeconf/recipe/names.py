@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mergeconf.errors import Location, Problem
 from mergeconf.layers import Place
-from mergeconf.recipe.model import Recipe, Rule
+from mergeconf.recipe.model import KeyPath, Recipe, Rule
 from mergeconf.recipe.patterns import LayerSet, Matcher, parse_pattern
 from mergeconf.recipe.values import Case, Cases, Value
 
 Places = Mapping[str, Place]
 
 
-def check_names(recipe: Recipe, places: Places) -> tuple[Problem, ...]:
+def check_names(
+    recipe: Recipe, places: Places, scopes: Mapping[str, int | None] | None = None
+) -> tuple[Problem, ...]:
     """Return what is wrong with the patterns of rules and cases, given all output tensors.
+
+    `scopes` is the index of the scope that each tensor belongs to: the first where left out.
 
     Errors: a rule or a case that fits no tensor, a rule that comes after others which decide all
     its tensors, a layer that no stack has. Warnings: `case-never-used`, `substring-filter`.
@@ -28,10 +32,18 @@ def check_names(recipe: Recipe, places: Places) -> tuple[Problem, ...]:
     problems: list[Problem] = []
     for rule in recipe.rules:
         problems += _check_rule(rule, decided, places)
-    for values, scope in _scopes(recipe, decided, places):
+    for values, names in _scopes(recipe, decided, places):
         for value in values.values():
-            if isinstance(value, Cases) and scope:
-                problems += _check_cases(value, scope)
+            if isinstance(value, Cases) and names:
+                problems += _check_cases(value, names)
+    for values, own in _parts(recipe, places, scopes or {}):
+        for value in values.values():
+            if isinstance(value, Cases) and own:
+                # in one slice of several, a case for embeddings or heads may rightly do nothing
+                there = [c for c in value.cases if _fits_any(c.matcher, own)]
+                problems += _check_cases(replace(value, cases=tuple(there)), own)
+                gone = [c for c in value.cases if not _fits_any(c.matcher, places)]
+                problems += _check_cases(replace(value, cases=tuple(gone)), places)
     return tuple(dict.fromkeys(problems))
 
 
@@ -49,11 +61,28 @@ def _decided(recipe: Recipe, places: Places) -> dict[int, Places]:
 def _scopes(
     recipe: Recipe, decided: Mapping[int, Places], places: Places
 ) -> Iterator[tuple[Mapping[str, Value], Places]]:
+    """Yield every mapping of parameters of recipe, models and rules, with its tensors."""
     yield recipe.parameters, places
-    for entry in recipe.models:
-        yield entry.parameters, places
+    for scope in recipe.scopes:
+        if not scope.path:
+            for entry in scope.entries:
+                yield entry.parameters, places
     for rule in recipe.rules:
         yield rule.parameters, decided[rule.index]
+
+
+def _parts(
+    recipe: Recipe, places: Places, scopes: Mapping[str, int | None]
+) -> Iterator[tuple[Mapping[str, Value], Places]]:
+    """Yield every mapping of parameters of slices and modules, with its tensors."""
+    shared: dict[KeyPath, tuple[Mapping[str, Value], dict[str, Place]]] = {}
+    for scope in recipe.scopes if recipe.assembled else ():
+        own = {n: place for n, place in places.items() if scopes.get(n, 0) == scope.index}
+        for path, values in scope.parameters:
+            shared.setdefault(path, (values, {}))[1].update(own)
+        for entry in scope.entries:
+            yield entry.parameters, own
+    yield from shared.values()
 
 
 def _check_rule(rule: Rule, decided: Mapping[int, Places], places: Places) -> Iterator[Problem]:
