@@ -35,6 +35,12 @@ CHUNK_TILES = 4
 """Tiles in a piece of work: large enough that taking one costs nothing beside it."""
 
 
+_WORTH_FETCHING = 1 << 18
+"""Tensors of fewer bytes are not fetched ahead: the system's own reading ahead is enough."""
+_MOST_FETCHED = 1 << 26
+"""Bytes of an input that are fetched ahead."""
+
+
 class Sink(Protocol):
     """Where output tensors go; thread-safe."""
 
@@ -128,12 +134,21 @@ class LocalExecutor:
                     if self._waiting:
                         plan = self._waiting.popleft()
                         self._running += 1
+                        following = self._waiting[0] if self._waiting else None
                         break
                     if self._running == 0:
                         return None
                     self._condition.wait()
+            if following is not None:
+                self._read_ahead(following)
             run = TensorRun(plan, self.seed, self.settings.chunk)
             self.advance(run)
+
+    def _read_ahead(self, plan: TensorPlan) -> None:
+        """Let the system fetch the next tensor's inputs while this one is computed."""
+        for stored in plan.inputs:
+            if stored.nbytes >= _WORTH_FETCHING:
+                self.reads.advise(stored, 0, _MOST_FETCHED)
 
     def advance(self, run: TensorRun) -> None:
         """Put the next sweep's pieces at the head of the queue, or finish the tensor."""
