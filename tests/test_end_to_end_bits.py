@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mergeconf.api import merge
+from mergeconf.api import load_recipe, make_plan, merge
 from mergeconf.execution import memory
 from mergeconf.execution.local import Settings
+from mergeconf.graph.describe import describe
 from mergeconf.methods import all_methods
 from support.command import call, end_of, files_of, spawn, start_slowly
 from support.models import read_model, write_model
@@ -213,7 +214,14 @@ def test_another_seed_changes_random_methods_and_no_others(inputs, wanted, tmp_p
     before, after = read_model(tmp_path / "before"), read_model(tmp_path / "o")
     differing = {METHODS[int(name.split(".")[1])] for name in before
                  if not before[name].equal(after[name])}  # fmt: skip
-    assert differing == {"dare_linear", "dare_ties", "parameter_selection"}
+    plan = make_plan(load_recipe(tmp_path / "recipe.yaml"))
+    random_ones = {
+        METHODS[int(tensor.name.split(".")[1])] for tensor in plan.tensors
+        if tensor.name.endswith(".w") and "random" in "".join(describe(tensor.expression))
+    }  # fmt: skip
+    assert differing == random_ones
+    assert {"dare_linear", "dare_ties", "parameter_selection"} <= differing
+    assert not {"ties", "task_arithmetic"} & differing
 
 
 def test_draws_of_a_tensor_do_not_depend_on_what_else_is_merged(inputs, tmp_path):

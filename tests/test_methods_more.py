@@ -231,8 +231,6 @@ def test_nearswap_moves_by_t_at_most() -> None:
     ("name", "parameters", "message"),
     [
         ("multislerp", {"weight": (1.0, -1.0)}, "weights sum to 0"),
-        ("nuslerp", {"nuslerp_flatten": False}, "not supported yet"),
-        ("model_stock", {"filter_wise": True}, "not supported yet"),
     ],
 )
 def test_refusals(name: str, parameters: dict[str, Any], message: str) -> None:

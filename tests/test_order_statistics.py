@@ -120,7 +120,8 @@ def distributions(n: int) -> Iterator[tuple[str, Bits]]:
 
 
 def ranks(n: int) -> list[int]:
-    return sorted({1, 2, n // 100 + 1, n // 3 + 1, n // 2 + 1, max(1, n - 1), n})
+    wanted = {1, 2, n // 100 + 1, n // 3 + 1, n // 2 + 1, n - 1, n}
+    return sorted(k for k in wanted if 1 <= k <= n)
 
 
 LIMIT = 4 * reducers.SAMPLE_LENGTH

@@ -46,7 +46,7 @@ FROM_PEERS = [
     ("merge_method: linear\nmodels:\n  - model: o/a\n    parameters:\n      weight: heavy",
      "models.0.parameters.weight", 5, 15, "expected a number, found 'heavy'", ""),
     (LINEAR + "chat_template: chatmll", "chat_template", 5, 1, "not supported yet", "leave it out"),
-    (LINEAR + "modules: {txt: {models: [o/a]}}", "modules", 5, 1, "not supported yet", "models"),
+    (LINEAR + "modules: {txt: {models: [o/a]}}", "modules", 5, 1, "beside 'models'", "keep one"),
     (LINEAR + "dtype: brain16", "dtype", 5, 8, "unknown dtype 'brain16'", "bfloat16"),
     (LINEAR + "output: {shard_size: 5 XB}", "output.shard_size", 5, 22, "'5 XB' is no size", ""),
     (LINEAR + "output: {shard-size: 5GB}", "output.shard-size", 5, 10, "unknown key", "shard_size"),
@@ -186,8 +186,6 @@ KEYS_AND_KINDS += [
 ]  # fmt: skip
 
 LATER = [
-    ("merge_method: linear\nslices:\n  - sources: [{model: o/a, layer_range: [0, 4]}]", "slices", 2,
-     1, "slices are not", "'models'"),
     ("merge_method: linear\nmodels:\n  - model: {merge_method: ties, models: [o/a]}",
      "models.0.model", 3, 12, "a merge as the input", "run that merge first"),
     ("merge_method: linear\nmodels:\n  - merge_method: ties\n    models: [o/a]", "models.0", 3, 5,
@@ -208,7 +206,67 @@ LATER = [
      "only the base", ""),
 ]  # fmt: skip
 
-TABLE = FROM_PEERS + KEYS_AND_KINDS + METHODS_AND_MODELS + RULES + LATER
+SLICES = "merge_method: linear\nslices:\n"
+PASS = "merge_method: passthrough\nslices:\n"
+A = "{model: o/a, layer_range: [0, 4]}"
+SLICED = [
+    # writes a model with -2 layers in mergekit
+    (PASS + "  - sources: [{model: o/a, layer_range: [4, 2]}]", "slices.0.sources.0.layer_range", 3,
+     41, "[4, 2] holds no layer", "write [2, 4]"),
+    (PASS + "  - sources: [{model: o/a, layer_range: [3, 3]}]", "slices.0.sources.0.layer_range", 3,
+     41, "[3, 3] holds no layer", "write [3, 4] for layer 3 alone"),
+    (PASS + "  - sources: [{model: o/a, layer_range: [-4, -1]}]", "slices.0.sources.0.layer_range",
+     3, 41, "counts from the end", "layers count from 0"),
+    (PASS + "  - sources: [{model: o/a, layer_range: 0-4}]", "slices.0.sources.0.layer_range", 3,
+     41, "expected a list, found '0-4'", ""),
+    (PASS + "  - sources: [{model: o/a, layer_range: [4]}]", "slices.0.sources.0.layer_range", 3,
+     41, "expected 2 values, found 1", ""),
+    (PASS + "  - sources: [{model: o/a, layer_range: [0, 2, 4]}]", "slices.0.sources.0.layer_range",
+     3, 41, "expected 2 values, found 3", ""),
+    (PASS + "  - sources: [{model: o/a, layer_range: [0, four]}]",
+     "slices.0.sources.0.layer_range.1", 3, 45, "expected a whole number, found 'four'", ""),
+    (PASS + "  - sources: [{model: o/a}]", "slices.0.sources.0.layer_range", 3, 15, "missing", ""),
+    (PASS + "  - sources: [{layer_range: [0, 1]}]", "slices.0.sources.0.model", 3, 15, "missing",
+     ""),
+    (PASS + f"  - sources: [{A}]\n    merge_method: linear", "slices.0.merge_method", 4, 5,
+     "unknown key", "rules: [{layers: 0-7, merge_method"),
+    (PASS + "  - sources: []", "slices.0.sources", 3, 14, "the list is empty", "names a model"),
+    (PASS + "  - {parameters: {}}", "slices.0.sources", 3, 5, "missing", ""),
+    ("merge_method: passthrough\nslices: []", "slices", 2, 9, "the list is empty", "'sources'"),
+    (SLICES + f"  - sources: [{A}, {{model: o/b, layer_range: [0, 5]}}]", "slices.0.sources", 3, 14,
+     "ranges of different lengths: o/a 4, o/b 5", "one layer of every source"),
+    (SLICES + f"  - sources: [{A}, {{model: o/a, layer_range: [4, 8]}}]", "slices.0.sources.1", 3,
+     50, "'o/a' is a source of this slice before, as sources.0", ""),
+    (PASS + f"  - sources: [{A}, {{model: o/b, layer_range: [0, 4]}}]", "slices.0.sources", 3, 5,
+     "exactly 1 model, found 2", ""),
+    ("merge_method: ties\nslices:\n  - sources: [" + A + "]", "base_model", 1, 1,
+     "missing, and 'ties' needs one", ""),
+    ("merge_method: ties\nbase_model: o/base\nslices:\n  - sources: [" + A + "]",
+     "slices.0.sources", 4, 14, "uses layers of the base, 'o/base', and no source is the base",
+     "with its layer_range"),
+    ("merge_method: slerp\nbase_model: o/a\nslices:\n  - sources: [" + A + "]\n"
+     "parameters: {t: 0.5}", "slices.0.sources", 4, 5, "exactly 1 model beside the base", ""),
+    (SLICES + f"  - sources: [{A}]\n    parameters: {{wieght: 1}}", "slices.0.parameters.wieght", 4,
+     18, "unknown key", "did you mean 'weight'?"),
+    (SLICES + "  - sources: [{model: o/a, layer_range: [0, 4], parameters: {weight: heavy}}]",
+     "slices.0.sources.0.parameters.weight", 3, 70, "expected a number", ""),
+    ("merge_method: slerp\nbase_model: o/b\nslices:\n  - sources: [" + A + ", {model: o/b, "
+     "layer_range: [0, 4]}]", "slices.0.parameters.t", 4, 5, "missing, and 'slerp' needs it", ""),
+    (LINEAR + "slices: [{sources: [" + A + "]}]", "slices", 5, 1, "given beside 'models'", ""),
+    (PASS + f"  - sources: [{A}]\nmodules: {{text: {{models: [o/a]}}}}", "modules", 4, 1,
+     "given beside 'slices'", "keep one of them"),
+    ("merge_method: linear\nmodules: {}", "modules", 2, 10, "no module is named", "for example"),
+    ("merge_method: linear\nmodules: {text: {}}", "modules.text", 2, 11,
+     "needs 'models' or 'slices'", ""),
+    ("merge_method: linear\nmodules: {text: {models: []}}", "modules.text.models", 2, 26,
+     "the list is empty", ""),
+    ("merge_method: linear\nmodules: {text: {models: [o/a], slices: [{sources: [" + A + "]}]}}",
+     "modules.text.slices", 2, 33, "given beside 'models'", "keep one"),
+    ("merge_method: linear\nmodules: {text: {modles: [o/a]}}", "modules.text.modles", 2, 18,
+     "unknown key", "did you mean 'models'?"),
+]  # fmt: skip
+
+TABLE = FROM_PEERS + KEYS_AND_KINDS + METHODS_AND_MODELS + RULES + SLICED + LATER
 
 
 @pytest.mark.parametrize(("text", "where", "line", "column", "message", "hint"), TABLE)
@@ -317,7 +375,7 @@ def test_whole_numbers_are_no_gradients_in_cases_either():
 def test_the_structure_of_what_is_not_supported_yet_is_checked_too():
     text = "merge_method: linear\nslices:\n  - sources: [{model: a, layer_range: [1]}]\n"
     found = {p.where: p.message for p in problems_of(text)}
-    assert found["slices.0.sources.0.layer_range"] == "expected at least 2 values"
+    assert found["slices.0.sources.0.layer_range"] == "expected 2 values, found 1"
     text = TIES + "tokenizer: {source: base, pad_to_multiple_of: 0}\n"
     assert "expected more than 0, found 0" in [p.message for p in problems_of(text)]
 

@@ -12,9 +12,7 @@ NAME = "methods"
 
 
 def command(
-    name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="A method to explain.")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A method to explain.")] = None,
 ) -> None:
     """List the merge methods, or explain one: formula, source, parameters."""
     from mergeconf.errors import Problem, RecipeError, did_you_mean

@@ -120,10 +120,13 @@ def _merged(recipe: Recipe) -> list[str]:
     """Return the models that are merged: without the base, where the method uses one."""
     from mergeconf.methods import all_methods
 
-    entries = recipe.models
-    if recipe.method is not None:
-        entries = recipe.merged(all_methods()[recipe.method])
-    return [str(entry.model) for entry in entries]
+    method = None if recipe.method is None else all_methods()[recipe.method]
+    names = [
+        str(entry.model)
+        for scope in recipe.scopes
+        for entry in (scope.entries if method is None else scope.merged(method))
+    ]
+    return list(dict.fromkeys(names)) if recipe.assembled else names
 
 
 def _loader(config: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ elements); `copyto(where=)` 3.8 and torch's `where` 0.8, so masks are applied by
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,82 +111,101 @@ def is_finite(stored: Array, dtype: DType) -> Array:
 
 # --- rows ------------------------------------------------------------------------------------
 
-ROW_PIECE = 1 << 14
-"""Elements, about, that row kernels work on at a time: whole rows whose scratch stays in the cache."""
-_FINE = 14
+ROW_PIECE = 1 << 15
+"""Elements, about, that row kernels work on at a time: whole rows, whose scratch stays in the
+cache while the cost of a call is spread over many elements."""
+_SORT_PIECE = 1 << 13
+"""Elements, about, that are sorted at a time: radix sort is at its best while they fit the cache."""
+_WIDE_PIECE = 1 << 14
+"""Elements, about, of float64 that are worked on at a time."""
+_MOST_ROWS = 1 << 11
+"""Rows whose coefficients are computed at a time, as Python floats."""
+_LANES = 512
+_FINE = 15
 """Low bits of a float32 that a histogram of magnitudes leaves out: differences of bfloat16 numbers
-seldom have them (measured on fine-tunes: in 0.1 to 0.8 % of the elements)."""
-_LARGEST_KEY = np.uint32(0x7F800001)
-_MOST_BINS_PER_ELEMENT = 4
+seldom have them (measured on fine-tunes: in 0.1 to 2 % of the elements)."""
+_LARGEST_KEY = 0x7F800001
+_MOST_BINS_PER_ELEMENT = 2
 _LONGEST_TABLE = 1 << 16
 
 
-def row_pieces(size: int, row: int) -> Iterator[tuple[int, int]]:
-    """Cut a tile into pieces of whole rows: first and last element, the last one excluded."""
-    step = max(1, ROW_PIECE // row) * row
+def row_pieces(size: int, row: int, most: int = ROW_PIECE) -> Iterator[slice]:
+    """Cut a tile into pieces of whole rows, of at most `most` elements or one row."""
+    step = max(1, most // row) * row
     for begin in range(0, size, step):
-        yield begin, min(begin + step, size)
+        yield slice(begin, min(begin + step, size))
 
 
 class RankThresholds:
     """Turns magnitudes (bits of float32) into thresholds for draws, by their rank in their row.
 
-    Ranks are exact. A histogram of the upper 17 bits gives them where no two different values of a
-    row share a bin; the few elements that do are sorted, and all are where most do. Measured on
-    one core, rows of 4,096: 4 ns an element for differences of bfloat16, 25 for float32.
+    Ranks are exact. A histogram of the upper 16 bits gives them where no two different values of a
+    row share a bin; the few elements that do are sorted, and all are where most do.
     """
 
     def __init__(self, row: int, density: float, epsilon: float) -> None:
         self._row, self._density, self._epsilon = row, density, epsilon
         self._table = self._thresholds(np.arange(2 * row - 1)) if row <= _LONGEST_TABLE else None
 
-    def __call__(self, bits: Array, out: Array) -> None:
-        """Fill `out` (uint16); both hold whole rows."""
-        for begin, end in row_pieces(len(bits), self._row):
-            keys = np.minimum(bits[begin:end], _LARGEST_KEY)
-            if not self._by_histogram(keys, out[begin:end]):
-                rows = np.arange(len(keys) // self._row).repeat(self._row)
-                self._look_up(_twice_rank_sorted(rows, keys, self._row), out[begin:end])
+    def __call__(self, bits: Array, coarse: Array, places: Array, out: Array) -> None:
+        """Fill `out` (uint16); `coarse` (uint32) and `places` (intp) are scratch."""
+        for piece in row_pieces(len(bits), self._row):
+            keys = bits[piece]
+            largest = int(keys.max())
+            if largest > _LARGEST_KEY:
+                keys, largest = np.minimum(keys, np.uint32(_LARGEST_KEY)), _LARGEST_KEY
+            scratch = coarse[: len(keys)], places[: len(keys)]
+            if not self._by_histogram(keys, largest, *scratch, out[piece]):
+                self._by_sorting(keys, out[piece])
 
-    def _by_histogram(self, keys: Array, out: Array) -> bool:
-        row, count = self._row, len(keys)
-        smallest = int(np.subtract(keys, _ONE).min()) + 1  # 0 becomes the largest
-        lowest = (smallest & 0xFFFFFFFF) >> _FINE
-        bins = max(0, (int(keys.max()) >> _FINE) - lowest) + 2  # the first for 0 alone
-        if bins * (count // row) > _MOST_BINS_PER_ELEMENT * count:
+    def _by_sorting(self, keys: Array, out: Array) -> None:
+        for piece in row_pieces(len(keys), self._row, _SORT_PIECE):
+            part = keys[piece]
+            rows = np.arange(len(part) // self._row).repeat(self._row)
+            self._look_up(twice_rank(rows, part), out[piece])
+
+    def _by_histogram(
+        self, keys: Array, largest: int, coarse: Array, places: Array, out: Array
+    ) -> bool:
+        rows = len(keys) // self._row
+        np.subtract(keys, _ONE, out=coarse)  # 0 becomes the largest
+        lowest = (int(coarse.min()) + 1 & 0xFFFFFFFF) >> _FINE
+        bins = max(0, (largest >> _FINE) - lowest) + 2  # the first for 0 alone
+        if bins * rows > _MOST_BINS_PER_ELEMENT * len(keys) or lowest == 0:
             return False
-        places = (keys >> np.uint32(_FINE)).astype(np.intp)
-        np.subtract(places, lowest - 1, out=places)
-        np.maximum(places, 0, out=places)
-        by_row = places.reshape(-1, row)
-        by_row += (np.arange(count // row) * bins)[:, None]
-        counts = np.bincount(places, minlength=count // row * bins)
-        shared = self._shared(keys, places, len(counts))
-        if 2 * len(shared) > count:
+        np.bitwise_and(keys, np.uint32((1 << _FINE) - 1), out=coarse)
+        uneven = np.flatnonzero(coarse != 0)
+        if 4 * len(uneven) > len(keys):
             return False
-        ends = np.cumsum(counts)
-        twice = 2 * ends - counts - 1
-        by_bin = twice.reshape(-1, bins)
-        by_bin -= (2 * row * np.arange(count // row))[:, None]
-        thresholds = np.empty(len(counts), np.uint16)
-        self._look_up(twice, thresholds)
-        np.take(thresholds, places, out=out, mode="clip")
-        if len(shared):
-            inside = _twice_rank_sorted(places[shared], keys[shared], None)
-            first = twice - counts + 1  # twice the first rank of the bin
-            fixed = np.empty(len(shared), np.uint16)
-            self._look_up(inside + first[places[shared]], fixed)
-            out[shared] = fixed
+        np.right_shift(keys, np.uint32(_FINE), out=coarse)
+        np.maximum(coarse, np.uint32(lowest - 1), out=coarse)
+        np.copyto(places, coarse)
+        by_row = places.reshape(rows, self._row)
+        by_row += (np.arange(rows) * bins - (lowest - 1))[:, None]
+        counts = np.bincount(places, minlength=rows * bins)
+        crowded = places[uneven]
+        self._fill(keys, places, counts, crowded[counts[crowded] > 1], out)
         return True
 
-    def _shared(self, keys: Array, places: Array, bins: int) -> Array:
-        """Return the elements of the bins that may hold different values."""
-        uneven = np.flatnonzero(keys & np.uint32((1 << _FINE) - 1))
-        if len(uneven) == 0 or 2 * len(uneven) > len(keys):
-            return uneven
-        is_shared = np.zeros(bins, bool)
-        is_shared[places[uneven]] = True
-        return np.flatnonzero(is_shared[places])
+    def _fill(self, keys: Array, places: Array, counts: Array, shared: Array, out: Array) -> None:
+        """Look up the thresholds by bin, and sort what lies in a bin that may hold two values."""
+        rows = len(keys) // self._row
+        twice = np.cumsum(counts)
+        twice.reshape(rows, -1)[...] -= (self._row * np.arange(rows))[:, None]
+        twice += twice
+        twice -= counts  # the lowest plus the highest rank, plus 1
+        thresholds = np.empty(len(counts), np.uint16)
+        twice -= 1
+        self._look_up(twice, thresholds)
+        thresholds[shared] = 0  # no threshold is 0
+        np.take(thresholds, places, out=out, mode="clip")
+        if len(shared):
+            where = np.flatnonzero(out == 0)
+            bins = places[where]
+            first = twice[bins] + 1 - counts[bins]  # twice the lowest rank of the bin
+            fixed = np.empty(len(where), np.uint16)
+            self._look_up(first + twice_rank(bins, keys[where]), fixed)
+            out[where] = fixed
 
     def _look_up(self, twice: Array, out: Array) -> None:
         if self._table is None:
@@ -202,34 +221,181 @@ class RankThresholds:
         return np.clip(shares, 1, RESOLUTION - 1).astype(np.uint16)
 
 
-def _twice_rank_sorted(groups: Array, keys: Array, row: int | None) -> Array:
+def twice_rank(groups: Array, keys: Array) -> Array:
     """Return the lowest plus the highest rank, from 0, of equal keys within their group.
 
     By sorting digits of 16 bits, the lowest first: numpy sorts those by radix, and stably.
 
     Args:
-        groups: Group of each element, below 2^32.
+        groups: Number of the group of each element, below 2^32.
         keys: uint32.
-        row: Size of the groups, which then lie side by side; None where they differ.
     """
     order = np.argsort(keys.astype(np.uint16), kind="stable")
-    digits = [keys >> np.uint32(16)]
     most = int(groups.max())
-    digits += [groups >> shift for shift in (0, 16) if most >> shift]
+    digits = [keys >> np.uint32(16), *(groups >> shift for shift in (0, 16) if most >> shift)]
     for digit in digits:
-        part = digit.astype(np.uint16)[order]
-        order = order[np.argsort(part, kind="stable")]
+        order = order[np.argsort(digit.astype(np.uint16)[order], kind="stable")]
     keys, groups = keys[order], groups[order]
-    is_first = np.empty(len(keys), bool)
-    is_first[0] = True
-    new_group = groups[1:] != groups[:-1]
-    np.logical_or(keys[1:] != keys[:-1], new_group, out=is_first[1:])
-    starts = np.flatnonzero(is_first)
+    begins_group, begins_value = np.ones((2, len(keys)), bool)
+    np.not_equal(groups[1:], groups[:-1], out=begins_group[1:])
+    np.logical_or(begins_group[1:], keys[1:] != keys[:-1], out=begins_value[1:])
+    starts = np.flatnonzero(begins_value)
     ends = np.append(starts[1:], len(keys))
-    if row is None:
-        begins = np.searchsorted(groups, groups[starts])
-    else:
-        begins = groups[starts] * row
+    group_starts = np.flatnonzero(begins_group)
+    before = group_starts[np.cumsum(begins_group[starts]) - 1]
     twice = np.empty(len(keys), np.intp)
-    twice[order] = np.repeat(starts + ends - 1 - 2 * begins, ends - starts)
+    twice[order] = np.repeat(starts + ends - 1 - 2 * before, ends - starts)
     return twice
+
+
+class CombineRows:
+    """Σ c_i t_i for each row, with coefficients from the dot products of vectors within the row."""
+
+    def __init__(
+        self, row: int, vectors: int, function: Callable[..., tuple[float, ...]],
+        options: tuple[float | int | bool | str, ...],
+    ) -> None:  # fmt: skip
+        self._row, self._vectors = row, vectors
+        self._function, self._options = function, options
+
+    def __call__(self, *arrays: Array) -> None:
+        """Take vectors, terms and the result, all float32; the result may be one of the others."""
+        *inputs, out = arrays
+        most = min(ROW_PIECE, _MOST_ROWS * self._row)
+        for piece in row_pieces(len(out), self._row, most):
+            rows = [array[piece].reshape(-1, self._row) for array in inputs]
+            vectors, terms = rows[: self._vectors], rows[self._vectors :]
+            gram = [sum_rows(x, y) for i, x in enumerate(vectors) for y in vectors[: i + 1]]
+            numbers = zip(*(column.tolist() for column in gram), strict=True)
+            found = [self._function(*row, *self._options) for row in numbers]
+            coefficients = np.array(found).astype(np.float32)
+            _add_terms(terms, coefficients, out[piece].reshape(-1, self._row))
+
+
+def _add_terms(terms: Sequence[Array], coefficients: Array, out: Array) -> None:
+    for begin in range(0, out.shape[1], ROW_PIECE):
+        part = slice(begin, begin + ROW_PIECE)
+        total = terms[0][:, part] * coefficients[:, :1]
+        for index in range(1, len(terms)):
+            total += terms[index][:, part] * coefficients[:, index : index + 1]
+        out[:, part] = total
+
+
+def sum_rows(x: Array, y: Array | None = None) -> Array:
+    """Return the sum of each row of x, or of x · y, in float64, in the order of `eager`."""
+    width = x.shape[1]
+    lanes = min(_LANES, 1 << (width - 1).bit_length())
+    sums: Array | None = None
+    for begin in range(0, width, ROW_PIECE):
+        part = x[:, begin : begin + ROW_PIECE]
+        values = part.astype(np.float64)
+        if y is not None:
+            values *= y[:, begin : begin + ROW_PIECE]
+        sums = _add_lines(values, lanes, sums)
+    assert sums is not None
+    return fold_lanes(sums)
+
+
+def fold_lanes(sums: Array) -> Array:
+    """Add the second half of each row to the first until one number is left."""
+    while sums.shape[1] > 1:
+        half = sums.shape[1] // 2
+        sums = sums[:, :half] + sums[:, half:]
+    return sums[:, 0] + 0.0  # no sum is -0
+
+
+def _add_lines(values: Array, lanes: int, sums: Array | None) -> Array:
+    """Add lines of float64 values to what came before, from the first to the last."""
+    rows, width = values.shape
+    whole = width // lanes * lanes
+    if whole == 0:
+        total = np.zeros((rows, lanes)) if sums is None else sums
+    else:
+        lines = values[:, :whole].reshape(rows, -1, lanes)
+        if sums is not None:
+            lines[:, 0] += sums
+        total = np.add.reduce(lines, axis=1)
+    if whole < width:
+        total[:, : width - whole] += values[:, whole:]
+    return total
+
+
+class DivergenceOfRows:
+    """KL(softmax x ‖ softmax y) of each row, at every element: the definition is in `eager`."""
+
+    def __init__(self, row: int) -> None:
+        self._row = row
+
+    def __call__(self, x: Array, y: Array, out: Array) -> None:
+        """Take float32; the result may be one of the others."""
+        for piece in row_pieces(len(out), self._row, _WIDE_PIECE):
+            left, right, rows = (array[piece].reshape(-1, self._row) for array in (x, y, out))
+            rows[...] = self._divergence(left, right)[:, None]
+
+    def _divergence(self, x: Array, y: Array) -> Array:
+        lanes = min(_LANES, 1 << (self._row - 1).bit_length())
+        tops = [array.max(axis=1, keepdims=True).astype(np.float64) for array in (x, y)]
+        sums: list[Array | None] = [None] * 3
+        for begin in range(0, self._row, _WIDE_PIECE):
+            part = slice(begin, begin + _WIDE_PIECE)
+            left = np.subtract(x[:, part], tops[0], dtype=np.float64)
+            right = np.subtract(y[:, part], tops[1], dtype=np.float64)
+            difference = left - right
+            a = exp_of_negative(left)
+            np.multiply(difference, a, out=difference)
+            for index, values in enumerate((difference, a, exp_of_negative(right))):
+                sums[index] = _add_lines(values, lanes, sums[index])
+        shift, total, other = (fold_lanes(lane) for lane in sums if lane is not None)
+        return np.maximum(shift / total + log(other / total), 0.0) + 0.0
+
+
+_LOG2_E = 1.4426950408889634
+_LN2_HIGH, _LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
+"""ln 2 in two parts; multiples of the first up to 2^20 are exact (the split of fdlibm)."""
+_ROUND = 1.5 * 2.0**52
+"""Added to a float64 and subtracted again it rounds to a whole number, ties to even."""
+
+
+def exp_of_negative(x: Array) -> Array:
+    """Return e^x of float64 values up to 0, in the memory of x, from IEEE operations alone.
+
+    x = k ln 2 + 8 r with a whole k; e^r, |r| < 0.0434, by its Taylor series up to r^8, and then
+    three times squared. The relative error is below 3e-15; below −700 the result is e^−700.
+    """
+    np.maximum(x, -700.0, out=x)
+    k = np.multiply(x, _LOG2_E)
+    np.add(k, _ROUND, out=k)
+    scale = np.left_shift(k.view(np.int64), 52)
+    np.add(scale, 1023 << 52, out=scale)
+    np.subtract(k, _ROUND, out=k)
+    power = np.multiply(k, _LN2_HIGH / 8)
+    np.multiply(x, 0.125, out=x)
+    np.subtract(x, power, out=x)
+    np.multiply(k, _LN2_LOW / 8, out=k)
+    np.subtract(x, k, out=x)
+    np.multiply(x, 1 / 40_320, out=power)
+    for factorial in (5_040, 720, 120, 24, 6, 2, 1):
+        np.add(power, 1 / factorial, out=power)
+        np.multiply(power, x, out=power)
+    np.add(power, 1.0, out=power)
+    for _ in range(3):
+        np.multiply(power, power, out=power)
+    return np.multiply(power, scale.view(np.float64), out=x)
+
+
+def log(x: Array) -> Array:
+    """Return the logarithm of positive float64 values from IEEE operations alone.
+
+    x = 2^e m with m from √½ to √2; log m = 2 artanh((m − 1) / (m + 1)) by its series. The error is
+    below 1e-15 where x is near 1, and relatively below 4e-16 elsewhere.
+    """
+    mantissa, exponent = np.frexp(x)
+    small = mantissa < 0.7071067811865476
+    mantissa = np.where(small, mantissa * 2, mantissa)
+    e = (exponent - small).astype(np.float64)
+    s = (mantissa - 1) / (mantissa + 1)
+    square = s * s
+    series = np.full_like(s, 1 / 23)
+    for odd in range(21, 0, -2):
+        series = series * square + 1 / odd
+    return e * _LN2_HIGH + (2 * s * series + e * _LN2_LOW)

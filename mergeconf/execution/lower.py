@@ -28,6 +28,8 @@ from mergeconf.graph.nodes import (
     Random,
     RankShare,
     Reduce,
+    RowCombine,
+    RowDivergence,
     Scalar,
     stored_dtype,
 )
@@ -129,7 +131,17 @@ class _Lowering:
                 return self._agreed(node)
             case RankShare():
                 kernel = kernels.RankThresholds(node.row, node.density, node.epsilon)
-                return self.builder.emit(kernel, self.value(node.x).seen_as("<u4"), out="<u2")
+                bits, scratch = self.value(node.x).seen_as("<u4"), ("<u4", "<i8")
+                return self.builder.emit(kernel, bits, out="<u2", scratch=scratch)
+            case RowDivergence():
+                x, y = self.value(node.x), self.value(node.y)
+                return self.builder.emit(kernels.DivergenceOfRows(node.row), x, y, out="<f4")
+            case RowCombine():
+                combine = kernels.CombineRows(
+                    node.row, len(node.vectors), node.function, node.options
+                )
+                args = [self.value(arg) for arg in (*node.vectors, *node.terms)]
+                return self.builder.emit(combine, *args, out="<f4")
             case Observe():
                 result = self.value(node.x)
                 if self.count:

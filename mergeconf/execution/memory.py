@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass, replace
 
 from mergeconf.errors import MemoryBudgetError, Problem
+from mergeconf.execution.kernels import ROW_PIECE
 from mergeconf.execution.local import CHUNK_TILES, DEFAULT_TILE, Settings
 from mergeconf.execution.program import Program, compile_expression
 from mergeconf.execution.reducers import MOST_KEPT
@@ -25,6 +26,8 @@ BYTES_PER_TENSOR = 4096
 _BYTES_PER_INPUT = 512
 _SCRATCH_PER_ELEMENT = 12
 """Masks, kept candidates and draws that kernels make for themselves, in bytes an element."""
+_SCRATCH_PER_ROW_ELEMENT = 96
+"""What row kernels make for themselves, in bytes an element of the rows they have in hand."""
 _SMALLEST_TILE = 1 << 12
 
 
@@ -74,9 +77,11 @@ def _worker_bytes(program: Program, tensor: TensorPlan, settings: Settings) -> i
     tile = settings.tile
     if program.levels or program.whole_rows:
         tile = max(tile, BLOCK)
+    scratch = 0
     if program.whole_rows:
-        tile = max(tile, Geometry.of(tensor.shape).row)
-    return tile * (program.bytes_per_element + _SCRATCH_PER_ELEMENT)
+        row = Geometry.of(tensor.shape).row
+        tile, scratch = max(tile, row), max(row, ROW_PIECE) * _SCRATCH_PER_ROW_ELEMENT
+    return tile * (program.bytes_per_element + _SCRATCH_PER_ELEMENT) + scratch
 
 
 def _reduction_bytes(program: Program, tensor: TensorPlan) -> int:

@@ -125,7 +125,9 @@ class TensorRun:
     def _sample_ranges(self) -> list[tuple[int, int]]:
         """Return pieces spread evenly, never overlapping: the tensor is longer than they are."""
         numel, row = self.plan.numel, self.geometry.row
-        length = row if self.program.whole_rows else SAMPLE_LENGTH
+        length = SAMPLE_LENGTH
+        if self.program.whole_rows:  # about as much, in whole rows
+            length = row * min(max(1, SAMPLE_LENGTH // row), numel // row)
         pieces = max(1, min(SAMPLE_PIECES, numel // (4 * length)))
         starts = [piece * numel // pieces for piece in range(pieces)]
         if self.program.whole_rows:

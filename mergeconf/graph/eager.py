@@ -7,7 +7,7 @@ Inside `scope` the random draws are those of one output tensor.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -138,7 +138,7 @@ def _sum_in_order(x: torch.Tensor) -> float:
     tree[: len(sums)] = sums
     while len(tree) > 1:
         tree = tree[: len(tree) // 2] + tree[len(tree) // 2 :]
-    return float(tree.item())
+    return float(tree.item()) + 0.0  # a sum of −0 alone is +0
 
 
 def _add_rows(x: torch.Tensor) -> torch.Tensor:
@@ -184,7 +184,89 @@ def _rows_of(x: torch.Tensor) -> torch.Tensor:
     return x.reshape(-1, x.shape[-1] if x.dim() > 1 else x.numel())
 
 
-_BITS = {1:
+def combine_rows(
+    terms: Sequence[torch.Tensor],
+    vectors: Sequence[torch.Tensor],
+    function: Callable[..., tuple[float, ...]],
+    options: tuple[float | int | bool | str, ...],
+) -> torch.Tensor:
+    """Call the function for every row."""
+    if terms[0].numel() == 0:
+        return terms[0]
+    wide = [_rows_of(vector).to(torch.float64) for vector in vectors]
+    gram = [_sum_rows(x * y) for i, x in enumerate(wide) for y in wide[: i + 1]]
+    numbers = torch.stack(gram, dim=1).tolist()
+    columns = torch.tensor([function(*row, *options) for row in numbers], dtype=torch.float64)
+    coefficients = columns.to(torch.float32)
+    rows = [_rows_of(term) for term in terms]
+    total = rows[0] * coefficients[:, :1]
+    for index in range(1, len(rows)):
+        total = total + rows[index] * coefficients[:, index : index + 1]
+    return total.reshape(terms[0].shape)
+
+
+def _sum_rows(x: torch.Tensor) -> torch.Tensor:
+    """Sum each row of float64 values in the order that defines the result.
+
+    A row is padded with zeros to a multiple of L, the smallest power of two that is not less than
+    the row, but 512 at most; laid out as lines of L, these are added from the first to the last;
+    then the second half of the L sums is added to the first half, until one is left.
+    """
+    rows, width = x.shape
+    lanes = min(LANES, 1 << (width - 1).bit_length())
+    padded = torch.zeros(rows, -(-width // lanes) * lanes, dtype=torch.float64)
+    padded[:, :width] = x
+    sums = _add_rows(padded.reshape(rows, -1, lanes))
+    while sums.shape[1] > 1:
+        half = sums.shape[1] // 2
+        sums = sums[:, :half] + sums[:, half:]
+    return sums[:, 0] + 0.0  # no sum is -0
+
+
+def divergence_of_rows(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """KL = Σ a d / Σ a + log(Σ b / Σ a), a and b being the exponentials, d what their logs differ.
+
+    The largest value of each row is first subtracted from x and y.
+    """
+    if x.numel() == 0:
+        return torch.zeros_like(x)
+    left, right = (_rows_of(tensor).to(torch.float64) for tensor in (x, y))
+    left = left - left.amax(dim=1, keepdim=True)
+    right = right - right.amax(dim=1, keepdim=True)
+    a, b = exp_of_negative(left), exp_of_negative(right)
+    total = _sum_rows(a)
+    shift = _sum_rows(a * (left - right)) / total
+    kl = (shift + log(_sum_rows(b) / total)).clamp(min=0) + 0.0
+    return kl.to(torch.float32)[:, None].expand(left.shape).reshape(x.shape)
+
+
+def exp_of_negative(x: torch.Tensor) -> torch.Tensor:
+    """Return e^x of float64 values up to 0, with a relative error below 3e-15; see `kernels`."""
+    x = x.clamp(min=-700.0)
+    k = torch.round(x * 1.4426950408889634)
+    r = x * 0.125 - k * (6.93147180369123816490e-01 / 8) - k * (1.90821492927058770002e-10 / 8)
+    power = torch.full_like(r, 1 / 40_320)
+    for factorial in (5_040, 720, 120, 24, 6, 2, 1, 1):
+        power = power * r + 1 / factorial
+    for _ in range(3):
+        power = power * power
+    scale = torch.where(k.isnan(), 0.0, k).to(torch.int64) + 1023
+    return power * (scale << 52).view(torch.float64)
+
+
+def log(x: torch.Tensor) -> torch.Tensor:
+    """Return the logarithm of positive float64 values, with an error below 1e-15 near 1."""
+    mantissa, exponent = torch.frexp(x)
+    small = mantissa < 0.7071067811865476
+    mantissa = torch.where(small, mantissa * 2, mantissa)
+    e = (exponent - small.to(exponent.dtype)).to(torch.float64)
+    s = (mantissa - 1) / (mantissa + 1)
+    square = s * s
+    series = torch.full_like(s, 1 / 23)
+    for odd in range(21, 0, -2):
+        series = series * square + 1 / odd
+    return e * 6.93147180369123816490e-01 + (2 * s * series + e * 1.90821492927058770002e-10)
+
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

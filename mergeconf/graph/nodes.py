@@ -165,6 +165,41 @@ class RankShare:
 
 
 @dataclass(frozen=True, slots=True)
+class RowCombine:
+    """Σ c_i t_i for each row, with coefficients of its own: from the dot products within the row."""
+
+    vectors: tuple[Node, ...]
+    """Their dot products are taken, in float64; the function gets the lower triangle of the Gram
+    matrix, by rows, and then the options."""
+    terms: tuple[Node, ...]
+    function: Callable[..., tuple[float, ...]]
+    """Returns as many coefficients as there are terms."""
+    options: tuple[float | int | bool | str, ...]
+    row: int
+    """Elements of a row."""
+
+    @property
+    def kind(self) -> Kind:
+        """A value to compute with."""
+        return "f32"
+
+
+@dataclass(frozen=True, slots=True)
+class RowDivergence:
+    """KL(softmax x ‖ softmax y) of each row, at every element of the row."""
+
+    x: Node
+    y: Node
+    row: int
+    """Elements of a row."""
+
+    @property
+    def kind(self) -> Kind:
+        """A value to compute with."""
+        return "f32"
+
+
+@dataclass(frozen=True, slots=True)
 class Reduce:
     """A sum over the whole tensor, in float64, in a fixed order."""
 
@@ -209,7 +244,7 @@ class Item:
 
 
 Scalar = Reduce | KthLargest | Item
-RowLocal = RankShare
+RowLocal = RankShare | RowCombine | RowDivergence
 """Nodes whose value at a position depends on the whole row."""
 Node = Input | Cast | Elementwise | Pick | Choose | Agreed | Random | Observe | RowLocal
 AnyNode = Node | Scalar | Compute
@@ -239,6 +274,11 @@ def children(node: AnyNode) -> Iterator[AnyNode]:
             yield from (mask for _, mask in node.counts)
         case KthLargest() | RankShare():
             yield node.x
+        case RowDivergence():
+            yield from (node.x, node.y)
+        case RowCombine():
+            yield from node.vectors
+            yield from node.terms
         case Compute():
             yield from (arg for arg in node.args if not isinstance(arg, float))
         case Item():

@@ -30,6 +30,8 @@ from mergeconf.graph.nodes import (
     Random,
     RankShare,
     Reduce,
+    RowCombine,
+    RowDivergence,
     Scalar,
 )
 from mergeconf.graph.shares import RESOLUTION, shares_of, threshold_of
@@ -252,6 +254,47 @@ def scalars(
 def gram(tensors: Sequence[T]) -> list[S]:
     """Return all dot products of tensors: the lower triangle of the Gram matrix, by rows."""
     return [dot(x, y) for i, x in enumerate(tensors) for y in tensors[: i + 1]]
+
+
+# --- rows ------------------------------------------------------------------------------------
+
+
+def combine_rows(
+    terms: Sequence[T],
+    vectors: Sequence[T],
+    function: Callable[..., tuple[float, ...]],
+    options: tuple[float | int | bool | str, ...] = (),
+) -> T:
+    """Return Σ c_i t_i, with coefficients of its own for each row; a row is the last dimension.
+
+    Args:
+        terms: What is combined, added from the first to the last; all mean the same.
+        vectors: Tensors whose dot products within a row are taken, in float64, in a fixed order.
+        function: A module-level function that returns a coefficient a term. It is called for each
+            row with the dot products, as `gram` lists them, and then the options.
+        options: Further arguments that are known when the plan is made.
+    """
+    if not isinstance(terms[0], Lazy):
+        return _eager().combine_rows(terms, vectors, function, options)
+    shape = terms[0].shape
+    node = RowCombine(
+        tuple(as_f32(x.node) for x in vectors), tuple(as_f32(x.node) for x in terms),
+        function, options, Geometry.of(shape).row,
+    )  # fmt: skip
+    meanings = {term.meaning for term in terms}
+    return Lazy(node, shape, terms[0].meaning if len(meanings) == 1 else Meaning.plain)
+
+
+def divergence_of_rows(x: T, y: T) -> T:
+    """Return KL(softmax x ‖ softmax y) of each row, at every element; never negative.
+
+    A row is the last dimension. Computed in float64, to about 1e-14 absolutely; NaN where a row
+    holds a value that is not finite.
+    """
+    if not isinstance(x, Lazy):
+        return _eager().divergence_of_rows(x, y)
+    node = RowDivergence(as_f32(x.node), as_f32(y.node), Geometry.of(x.shape).row)
+    return Lazy(node, x.shape)
 
 
 # --- random choice ---------------------------------------------------------------------------

@@ -13,9 +13,9 @@ from mergeconf.methods.registry import Bounds, PerModel, merge_method
 def della(
     base: Any,
     *models: Any,
-    weight: PerModel = 1.0,
-    density: Annotated[PerModel, Bounds(0, 1)] = 1.0,
-    epsilon: Annotated[PerModel, Bounds(0, 0.5, open_high=True)] = 0.15,
+    weight: PerModel = (1.0,),
+    density: Annotated[PerModel, Bounds(0, 1)] = (1.0,),
+    epsilon: Annotated[PerModel, Bounds(0, 0.5, open_high=True)] = (0.15,),
     normalize: bool = True,
     rescale: bool = True,
     lambda_: float = 1.0,

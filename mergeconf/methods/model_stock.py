@@ -56,15 +56,12 @@ def model_stock(
 
     Jang et al., 2024, "Model Stock: all we need is just a few fine-tuned models"
     (arXiv:2403.19522). The authors average angles where mergekit averages cosines: `mean_angle`
-    takes c = cos(mean of the angles).
-
-    Raises:
-        ValueError: `filter_wise` is asked for.
+    takes c = cos(mean of the angles). With `filter_wise` all this is done for each row by itself,
+    a row being the last dimension, or all of a tensor that has no second one.
     """
-    if filter_wise:
-        raise ValueError("filter_wise: true is not supported yet")
-    shares = ops.scalars(
-        stock_shares, *ops.gram(deltas_of(base, models)), size=2, options=(mean_angle,)
-    )
+    deltas = deltas_of(base, models)
     mean = ops.combine(models, [1.0] * len(models)) / float(len(models))
+    if filter_wise:
+        return ops.combine_rows([mean, base], deltas, stock_shares, (mean_angle,))
+    shares = ops.scalars(stock_shares, *ops.gram(deltas), size=2, options=(mean_angle,))
     return ops.combine([mean, base], shares)

@@ -46,20 +46,26 @@ def nuslerp(
     t = w_2 / (w_1 + w_2), or 0.5 if |w_1 + w_2| < 1e-6. With φ the angle between the two flattened
     tensors x_1 and x_2, the result is sin((1−t)φ)/sin φ · x_1 + sin(tφ)/sin φ · x_2, plus the base
     if x are deltas; where they are collinear it is (1−t) x_1 + t x_2. A tensor of norm 0 counts as
-    at a right angle to the other. `nuslerp_row_wise` has an effect only without `nuslerp_flatten`.
+    at a right angle to the other. Without `nuslerp_flatten` this is done for each row by itself, a
+    row being the last dimension, or all of a tensor that has no second one.
 
     Shoemake, 1985, "Animating rotation with quaternion curves", as mergekit's NuSLERP has it.
     Collinear means |cos φ| ≥ 1 − 2^-25, which is what mergekit's test comes to in float32.
+    mergekit's `nuslerp_row_wise`, which has an effect only without `nuslerp_flatten`, interpolates
+    along the first dimension instead; for a tensor of one dimension that is the same.
 
     Raises:
-        ValueError: `nuslerp_flatten: false` is asked for.
+        ValueError: `nuslerp_row_wise` is asked for without `nuslerp_flatten`, and the tensor has
+            more than one dimension: not supported yet.
     """
-    if not nuslerp_flatten:
-        along = "dimension 0" if nuslerp_row_wise else "the last dimension"
-        raise ValueError(f"nuslerp_flatten: false (slerp along {along}) is not supported yet")
     total = sum(weight)
     t = 0.5 if abs(total) < WEIGHT_FLOOR else weight[1] / total
     vectors = [first, second] if base is None else deltas_of(base, [first, second])
-    coefficients = ops.scalars(nuslerp_coefficients, *ops.gram(vectors), size=2, options=(t,))
-    merged = ops.combine(vectors, coefficients)
+    if nuslerp_flatten:
+        coefficients = ops.scalars(nuslerp_coefficients, *ops.gram(vectors), size=2, options=(t,))
+        merged = ops.combine(vectors, coefficients)
+    elif nuslerp_row_wise and len(first.shape) > 1:
+        raise ValueError("nuslerp_row_wise (slerp along dimension 0) is not supported yet")
+    else:
+        merged = ops.combine_rows(vectors, vectors, nuslerp_coefficients, (t,))
     return merged if base is None else base + merged

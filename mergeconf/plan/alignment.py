@@ -7,12 +7,13 @@ that is the embedding) may be stored once or twice; here it is treated once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mergeconf.checkpoint import Checkpoint, StoredTensor
 from mergeconf.layers import Place, place_of, stacks_of
 from mergeconf.plan.data import Dropped
+from mergeconf.plan.depth import Depth
 
 TIED_TO_EMBEDDING = (
     "lm_head.weight", "embed_out.weight", "decoder.weight", "shared_head.head.weight",
@@ -37,6 +38,11 @@ class Alignment:
     """Stored copies of tied weights, which the output does not need."""
     untied: frozenset[str]
     """Heads for which models that tie them are merged with such that do not."""
+    scopes: Mapping[str, int | None] = field(default_factory=dict)
+    """Index of the recipe's scope that each tensor belongs to, 0 for those left out; None where
+    no module names it."""
+    depths: tuple[Depth, ...] = ()
+    """Stacks that are made of slices."""
 
 
 def align(models: Sequence[Checkpoint]) -> Alignment:

@@ -45,10 +45,15 @@ class Misfits:
     _missing: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
     _shapes: dict[tuple[tuple[str, tuple[int, ...]], ...], list[str]] = field(default_factory=dict)
     _formats: dict[tuple[tuple[str, str], ...], list[str]] = field(default_factory=dict)
+    _nowhere: list[str] = field(default_factory=list)
 
     def missing(self, name: str, labels: Sequence[str]) -> None:
         """Note a tensor that some of the models needed for it do not have."""
         self._missing.setdefault(tuple(labels), []).append(name)
+
+    def nowhere(self, name: str) -> None:
+        """Note a tensor that no module names."""
+        self._nowhere.append(name)
 
     def shapes(self, name: str, labels: Sequence[str], stored: Sequence[StoredTensor]) -> None:
         """Note a tensor whose shapes differ."""
@@ -63,9 +68,17 @@ class Misfits:
     def problems(self, alignment: Alignment, recipe: Recipe) -> Iterator[Problem]:
         """Yield one problem for each way in which tensors do not fit."""
         places = {reference.text: reference.location for reference in recipe.referenced()}
-        yield from self._layer_problems(alignment, places)
+        if self._nowhere:
+            yield Problem(
+                f"no module names {_tensors(self._nowhere)}",
+                "modules",
+                recipe.locations.get("modules"),
+                "list the module, or decide them by a rule (drop: true, or take: base_model)",
+            )
+        if not alignment.depths:
+            yield from self._layer_problems(alignment, places)
         for labels, names in self._missing.items():
-            having = [model.label for model in alignment.models if model.label not in labels]
+            having = list(alignment.sources[names[0]])
             yield Problem(
                 f"{_tensors(names)}, which {listed(having)} {'has' if len(having) == 1 else 'have'}"
                 f", {'is' if len(names) == 1 else 'are'} not there",

@@ -14,7 +14,9 @@ from mergeconf.graph.nodes import Agreed, Input, Node
 from mergeconf.methods import Method, all_methods
 from mergeconf.methods.apply import as_output, trace
 from mergeconf.plan.alignment import Alignment, align
+from mergeconf.plan.assembly import assemble, left_out
 from mergeconf.plan.data import Dropped, Plan, TensorPlan
+from mergeconf.plan.depth import deepen
 from mergeconf.plan.fit import Misfits, is_packed, quantized_files
 from mergeconf.plan.output_files import output_files
 from mergeconf.recipe import Decider, Decision, ModelRef, Recipe, check_names
@@ -37,21 +39,31 @@ def make_plan(recipe: Recipe, *, open_model: OpenModel = open_checkpoint) -> Pla
         PlanError: the models do not fit together, or the recipe does not fit them.
     """
     models = _open_models(recipe, open_model)
-    alignment = align(list(models.values()))
+    stored = align(list(models.values()))
+    alignment, problems = assemble(recipe, models, stored)
+    if problems:
+        raise PlanError(problems)
     decider = Decider(recipe)
-    problems = list(check_names(recipe, alignment.places))
+    problems.extend(check_names(recipe, alignment.places, alignment.scopes))
     compiler = _Compiler(recipe, models, alignment, quantized=quantized_files(models.values()))
     for name in alignment.names:
         try:
-            decision = decider.decide(name, alignment.places[name])
+            scope = alignment.scopes.get(name, 0)
+            decision = decider.decide(name, alignment.places[name], scope)
         except RecipeError as error:
             problems.extend(error.problems)
+            continue
+        if scope is None and decision.method is not None:
+            compiler.misfits.nowhere(name)
             continue
         compiler.add(name, decision)
     problems.extend(compiler.finish())
     errors = [problem for problem in problems if problem.severity == "error"]
     if errors:
         raise PlanError(dict.fromkeys(errors))
+    planned = compiler.tensors.values()
+    unused = left_out(recipe, models, stored, alignment, planned, compiler.dropped)
+    compiler.dropped.extend(unused)
     return _assemble(recipe, alignment, compiler, problems)
 
 
@@ -59,6 +71,8 @@ def _assemble(
     recipe: Recipe, alignment: Alignment, compiler: _Compiler, warnings: list[Problem]
 ) -> Plan:
     donor = alignment.models[0]
+    config, notes = deepen(donor, alignment.depths)
+    warnings.extend(notes)
     layout = plan_layout(
         [OutputTensor(plan.name, plan.dtype, plan.shape) for plan in compiler.tensors.values()],
         recipe.shard_size,
@@ -78,7 +92,7 @@ def _assemble(
         tensors=tuple(compiler.tensors[name] for name in layout.tensors),
         dropped=(*alignment.tied_copies, *compiler.dropped),
         layout=layout,
-        sidecars=output_files(recipe, donor, compiler.out_dtype, unties=unties),
+        sidecars=output_files(recipe, donor, config, compiler.out_dtype, unties=unties),
         warnings=tuple(p for p in dict.fromkeys(found) if p.code not in recipe.silenced),
         rule_counts=tuple(rules[rule.index] for rule in recipe.rules),
     )

@@ -21,23 +21,29 @@ _DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
 def output_files(
-    recipe: Recipe, donor: Checkpoint, out_dtype: DType | None, *, unties: bool
+    recipe: Recipe,
+    donor: Checkpoint,
+    config: Mapping[str, Any] | None,
+    out_dtype: DType | None,
+    *,
+    unties: bool,
 ) -> dict[str, bytes | Path]:
     """Return the output's small files by name: content, or the file to copy.
 
     Args:
         recipe: Is copied into the output, unchanged.
         donor: The model whose files are taken.
+        config: The donor's config with the output's number of layers, or None where it has none.
         out_dtype: Format of all weights, or None where each keeps its own.
         unties: Whether the output has a head of its own though the donor's config ties it.
     """
     files: dict[str, bytes | Path] = {
         sidecar.name: sidecar.path for sidecar in donor.sidecars if sidecar.kind != "license"
     }
-    if donor.config is not None:
-        config = _config(donor.config, out_dtype, unties=unties)
-        if config != donor.config:
-            files["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    if config is not None:
+        changed = _config(config, out_dtype, unties=unties)
+        if changed != donor.config:
+            files["config.json"] = (json.dumps(changed, indent=2, sort_keys=True) + "\n").encode()
     files[RECIPE_NAME] = recipe.text.encode()
     return files
 

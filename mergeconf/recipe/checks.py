@@ -10,7 +10,7 @@ from mergeconf.methods import Method, Parameter
 from mergeconf.recipe.collect import Collector
 from mergeconf.recipe.model import ModelEntry, Recipe, Scope
 from mergeconf.recipe.scopes import is_whole
-from mergeconf.recipe.suits import unsuited
+from mergeconf.recipe.suits import is_own, unsuited
 from mergeconf.recipe.values import Gradient, Value, coerce, gradients, leaves
 from mergeconf.recipe.words import BadValue
 from mergeconf.recipe.yaml_source import Path
@@ -149,7 +149,7 @@ def _check_given(recipe: Recipe, use: Use, parameter: Parameter, collector: Coll
         if any(name in values for _, values in scope.parameters):
             continue
         path = (*(use.path or scope.path), "parameters", name)
-        if not parameter.per_model:
+        if not is_own(use.method, parameter):
             collector.error(path, f"missing, and '{use.method.name}' needs it")
             continue
         without = [
@@ -184,7 +184,7 @@ class _Check:
             if self._is_base(entry):
                 self._warn_base(path, entry)
                 return
-            having = [method for method in having if method.parameters[name].per_model]
+            having = [method for method in having if is_own(method, method.parameters[name])]
             if not having:
                 self.collector.error(
                     path,

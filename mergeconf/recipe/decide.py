@@ -2,7 +2,8 @@
 
 Precedence, strongest first: a matching rule, the model (of a slice: its source), the slice, the
 module, the recipe, the method's default. Names, places and layers are those of the output; a
-gradient runs over the layers of the slice. Knows nothing of tensors' shapes.
+gradient runs over the layers of the slice; only mergekit's `filter`, of a parameter that each model
+has for itself, looks at the name in that model, as in mergekit. Knows nothing of tensors' shapes.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 from mergeconf.errors import Location, Problem, RecipeError
 from mergeconf.layers import Place
 from mergeconf.methods import Method, Parameter, all_methods
-from mergeconf.recipe.model import ModelEntry, ModelRef, Recipe, Rule, Scope
-from mergeconf.recipe.suits import unsuited
+from mergeconf.recipe.model import ModelRef, Recipe, Rule, Scope
+from mergeconf.recipe.suits import is_own, unsuited
 from mergeconf.recipe.values import Constant, Evaluated, Gradient, Value, convert, evaluate
 
 
@@ -141,10 +142,10 @@ class _Branch:
         )
         self._slots = (
             tuple(
-                (parameter, _chains(recipe, rule, scope, parameter, merged))
+                (parameter, _chains(recipe, rule, scope, method, parameter))
                 for parameter in method.parameters.values()
             )
-            if method is not None
+            if method is not None and scope is not _NOWHERE
             else ()
         )
         self._kept: dict[tuple[int, ...], Decision] = {}
@@ -208,10 +209,13 @@ class _Branch:
 class _Chain:
     """Values of one parameter for one model, strongest first, and the default behind them."""
 
-    __slots__ = ("_cases", "_default", "_fixed", "_kept", "_values")
+    __slots__ = ("_cases", "_default", "_first", "_fixed", "_kept", "_values")
 
-    def __init__(self, values: tuple[Value, ...], default: Evaluated | None) -> None:
+    def __init__(
+        self, values: tuple[Value, ...], default: Evaluated | None, first: int | None
+    ) -> None:
         self._values = values
+        self._first = first
         self._default = default
         self._kept: dict[object, Evaluated | None] = {}
         # a constant before all else is the same for every tensor
@@ -220,15 +224,24 @@ class _Chain:
 
     def at(self, name: str, place: Place) -> Evaluated | None:
         key: object = None
+        source = None
         if self._cases:
-            key = self._which(name, place)
+            source = self._source(name, place)
+            key = self._which(name, place, source)
         elif not self._fixed:
             key = place.depth
         if key not in self._kept:
-            self._kept[key] = self._evaluate(name, place)
+            self._kept[key] = self._evaluate(name, place, source)
         return self._kept[key]
 
-    def _which(self, name: str, place: Place) -> object:
+    def _source(self, name: str, place: Place) -> str | None:
+        """Return the name that a slice's layer has in its source."""
+        if self._first is None or place.span is None:
+            return None
+        start = f"{place.stack}.{place.layer}."
+        return f"{place.stack}.{self._first + place.span[0]}.{name.removeprefix(start)}"
+
+    def _which(self, name: str, place: Place, source: str | None) -> object:
         """Name what decides the value: which value of the chain, which case, at which depth."""
         for index, value in enumerate(self._values):
             if isinstance(value, Constant):
@@ -236,14 +249,14 @@ class _Chain:
             if isinstance(value, Gradient):
                 return index, 0, place.depth
             for number, case in enumerate(value.cases):
-                if case.matcher.fits(name, place):
+                if case.matcher.fits(name, place, source):
                     gradient = isinstance(case.value, Gradient)
                     return index, number, place.depth if gradient else 0.0
         return None
 
-    def _evaluate(self, name: str, place: Place) -> Evaluated | None:
+    def _evaluate(self, name: str, place: Place, source: str | None) -> Evaluated | None:
         for value in self._values:
-            found = evaluate(value, name, place)
+            found = evaluate(value, name, place, source)
             if found is not None:
                 return found
         return self._default
@@ -270,16 +283,19 @@ def _chains(
     recipe: Recipe,
     rule: Rule | None,
     scope: Scope,
+    method: Method,
     parameter: Parameter,
-    merged: tuple[ModelEntry, ...],
 ) -> tuple[_Chain, ...]:
     default = None if parameter.required else Evaluated(parameter.default, "", None, "default")
     of_rule = None if rule is None else rule.parameters.get(parameter.name)
     shared = [values.get(parameter.name) for _, values in scope.parameters]
     shared.append(recipe.parameters.get(parameter.name))
-    of_models: list[Value | None] = [None]
-    if parameter.per_model:
-        of_models = [entry.parameters.get(parameter.name) for entry in merged]
+    of_models: list[tuple[Value | None, int | None]] = [(None, None)]
+    if is_own(method, parameter):
+        of_models = [
+            (entry.parameters.get(parameter.name), (entry.layer_range or (None,))[0])
+            for entry in scope.merged(method)
+        ]
     return tuple(
         _Chain(
             tuple(
@@ -288,6 +304,7 @@ def _chains(
                 if value is not None
             ),
             default,
+            first,
         )
-        for of_model in of_models
+        for of_model, first in of_models
     )

@@ -76,6 +76,7 @@ class ModelEntry:
     """`("models", 1)`, `("slices", 0, "sources", 1)`."""
     layer_range: tuple[int, int] | None = None
     """First layer and the one after the last, for a source of a slice."""
+    range_location: Location | None = field(default=None, compare=False)
 
     @property
     def layers(self) -> int:

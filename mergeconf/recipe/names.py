@@ -32,7 +32,8 @@ def check_names(
     problems: list[Problem] = []
     for rule in recipe.rules:
         problems += _check_rule(rule, decided, places)
-    for values, names in _scopes(recipe, decided, places):
+    wide = {**_in_sources(recipe, places, scopes or {}), **places}
+    for values, names in _scopes(recipe, decided, places, wide):
         for value in values.values():
             if isinstance(value, Cases) and names:
                 problems += _check_cases(value, names)
@@ -42,7 +43,7 @@ def check_names(
                 # in one slice of several, a case for embeddings or heads may rightly do nothing
                 there = [c for c in value.cases if _fits_any(c.matcher, own)]
                 problems += _check_cases(replace(value, cases=tuple(there)), own)
-                gone = [c for c in value.cases if not _fits_any(c.matcher, places)]
+                gone = [c for c in value.cases if not _fits_any(c.matcher, wide)]
                 problems += _check_cases(replace(value, cases=tuple(gone)), places)
     return tuple(dict.fromkeys(problems))
 
@@ -59,16 +60,33 @@ def _decided(recipe: Recipe, places: Places) -> dict[int, Places]:
 
 
 def _scopes(
-    recipe: Recipe, decided: Mapping[int, Places], places: Places
+    recipe: Recipe, decided: Mapping[int, Places], places: Places, wide: Places
 ) -> Iterator[tuple[Mapping[str, Value], Places]]:
     """Yield every mapping of parameters of recipe, models and rules, with its tensors."""
-    yield recipe.parameters, places
+    yield recipe.parameters, wide
     for scope in recipe.scopes:
         if not scope.path:
             for entry in scope.entries:
                 yield entry.parameters, places
     for rule in recipe.rules:
         yield rule.parameters, decided[rule.index]
+
+
+def _in_sources(
+    recipe: Recipe, places: Places, scopes: Mapping[str, int | None]
+) -> dict[str, Place]:
+    """Return the places of slices' layers by the names in their sources, which filters look at."""
+    found = {}
+    for name, place in places.items():
+        index = scopes.get(name)
+        if place.span is None or index is None:
+            continue
+        rest = name.removeprefix(f"{place.stack}.{place.layer}.")
+        for entry in recipe.scopes[index].entries:
+            if entry.layer_range is not None:
+                layer = entry.layer_range[0] + place.span[0]
+                found[f"{place.stack}.{layer}.{rest}"] = place
+    return found
 
 
 def _parts(
@@ -78,6 +96,7 @@ def _parts(
     shared: dict[KeyPath, tuple[Mapping[str, Value], dict[str, Place]]] = {}
     for scope in recipe.scopes if recipe.assembled else ():
         own = {n: place for n, place in places.items() if scopes.get(n, 0) == scope.index}
+        own = {**_in_sources(recipe, own, scopes), **own}
         for path, values in scope.parameters:
             shared.setdefault(path, (values, {}))[1].update(own)
         for entry in scope.entries:

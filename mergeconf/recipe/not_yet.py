@@ -15,8 +15,6 @@ CODE = "not-yet"
 """`Problem.code` of what is understood but not supported yet."""
 
 NOT_YET: Mapping[str, str] = {
-    "slices": "slices are not supported yet",
-    "modules": "modules are not supported yet",
     "definitions": "definitions are not supported yet",
     "nested": "a merge as the input of a merge is not supported yet",
     "adapter": "adapters (model+adapter) are not supported yet",
@@ -26,8 +24,6 @@ NOT_YET: Mapping[str, str] = {
 """Feature → what is said of it."""
 
 _HINTS: Mapping[str, str] = {
-    "slices": "list whole models under 'models'",
-    "modules": "list whole models under 'models'",
     "definitions": "run that merge first, and name its output folder here",
     "nested": "run that merge first, and name its output folder here",
     "adapter": "merge the adapter into its model first",
@@ -45,7 +41,7 @@ def refuse(feature: str, path: Path, collector: Collector, *, key: bool = False)
 
 def refuse_unsupported(data: Mapping[str, Any], collector: Collector) -> None:
     """Note every top-level key that is not supported yet."""
-    for feature in ("slices", "modules", "definitions", "chat_template"):
+    for feature in ("definitions", "chat_template"):
         if data.get(feature) is not None:
             refuse(feature, (feature,), collector, key=True)
     source = data.get("tokenizer_source")

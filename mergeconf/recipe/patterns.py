@@ -61,16 +61,23 @@ class Matcher:
     match: NamePattern | None = None
     layers: LayerSet | None = None
     filter: str | None = None
-    """mergekit's condition: a substring of the name; `*` fits every name."""
+    """mergekit's condition: a substring of the name; `*` fits every name. Of a parameter that each
+    model has for itself, the name that the tensor has in that model."""
 
     @property
     def everything(self) -> bool:
         """Whether no condition narrows it."""
         return self.match is None and self.layers is None and self.filter in (None, "", "*")
 
-    def fits(self, name: str, place: Place) -> bool:
-        """Tell whether a tensor of that name, at that place, is meant."""
-        if self.filter is not None and self.filter != "*" and self.filter not in name:
+    def fits(self, name: str, place: Place, source: str | None = None) -> bool:
+        """Tell whether a tensor of that name, at that place, is meant.
+
+        Args:
+            name: Its name in the output.
+            place: Where it stands in the output.
+            source: Its name in the model, where that may differ.
+        """
+        if self.filter not in (None, "*") and str(self.filter) not in (source or name):
             return False
         if self.layers is not None and (
             place.layer is None or not self.layers.contains(place.layer, place.layers)

@@ -131,7 +131,8 @@ def _source(item: Mapping[str, Any], here: KeyPath, collector: Collector) -> Mod
         hint = f"write [{first}, {first + 1}] for layer {first} alone; {_END_HINT}"
         collector.error(path, f"{layers} holds no layer", hint)
     elif entry is not None:
-        return replace(entry, layer_range=(first, end))
+        located = collector.source.locate(path)
+        return replace(entry, layer_range=(first, end), range_location=located)
     return None
 
 

@@ -65,6 +65,9 @@ def _note(found: Any, parameters: Collection[str], collector: Collector) -> None
             f"expected {expected}, found {describe(value)}",
             "put it in quotes" if quotes else "",
         )
+    elif kind == "too_long":
+        wanted, given = found["ctx"]["max_length"], found["ctx"]["actual_length"]
+        collector.error(path, f"expected {wanted} values, found {given}")
     elif kind == "greater_than":
         collector.error(path, f"expected more than {found['ctx']['gt']}, found {describe(value)}")
     else:
@@ -76,6 +79,8 @@ def _unknown(path: Path, parameters: Collection[str], collector: Collector) -> N
     hint = ""
     if name in parameters:
         hint = "a method's parameters go under 'parameters'"
+    elif name == "merge_method" and "slices" in path:
+        hint = "other methods go by layers: rules: [{layers: 0-7, merge_method: ...}]"
     elif path[0] == "rules" and name == "filter":
         hint = "rules have 'match', a glob on the whole name: match: \"*self_attn*\""
     collector.unknown_key(path, keys_at(path[:-1]), hint)
@@ -83,7 +88,7 @@ def _unknown(path: Path, parameters: Collection[str], collector: Collector) -> N
 
 def _missing(path: Path, collector: Collector) -> None:
     if isinstance(path[-1], int):
-        collector.error(path[:-1], f"expected at least {path[-1] + 1} values")
+        collector.error(path[:-1], f"expected {path[-1] + 1} values, found {path[-1]}")
     elif path[-1] not in collector.meant:
         collector.error(path, "missing")
 

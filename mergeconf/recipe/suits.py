@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mergeconf.methods import Method
+from mergeconf.methods import Method, Parameter
 from mergeconf.recipe.model import KeyPath, Scope
 
 
@@ -18,6 +18,15 @@ class Unsuited:
     hint: str = ""
     key: bool = False
     """Whether the place is that of the key, not of its value."""
+
+
+def is_own(method: Method, parameter: Parameter) -> bool:
+    """Tell whether a parameter may be set for one model.
+
+    So may every one of a method that merges a single model (`scale` of passthrough).
+    """
+    alone = method.base == "unused" and method.max_models == 1
+    return parameter.per_model or alone
 
 
 def unsuited(method: Method, scope: Scope) -> Unsuited | None:

@@ -88,8 +88,12 @@ class Leaf:
     location: Location | None
 
 
-def evaluate(value: Value, name: str, place: Place) -> Evaluated | None:
+def evaluate(
+    value: Value, name: str, place: Place, source: str | None = None
+) -> Evaluated | None:  # fmt: skip
     """Return the value for a tensor, or None where no case fits it.
+
+    `source` is its name in the model that the value is for, where that may differ.
 
     A gradient v of n values at depth t is mergekit's: with s = t (n - 1), i = floor(s),
     j = min(i + 1, n - 1), it is (1 - (s - i)) v[i] + (s - i) v[j] in float64.
@@ -104,7 +108,7 @@ def evaluate(value: Value, name: str, place: Place) -> Evaluated | None:
             return Evaluated(_at(value.values, place.depth), value.where, value.location, how)
         case Cases():
             for case in value.cases:
-                if case.matcher.fits(name, place):
+                if case.matcher.fits(name, place, source):
                     found = evaluate(case.value, name, place)
                     return found and replace(found, how=f"{case.matcher}: {found.how}")
             return None

@@ -86,6 +86,8 @@ SETTINGS: dict[str, list[Settings]] = {
     "ties": [*_WHOLE, *_SPARSE],
     "dare_linear": _WHOLE,
     "dare_ties": _WHOLE,
+    "della": _WHOLE,
+    "della_linear": _WHOLE,
     "breadcrumbs": [*_WHOLE, *_OUTLIERS],
     "breadcrumbs_ties": [*_WHOLE, *_OUTLIERS],
     "multislerp": [
@@ -102,8 +104,15 @@ SETTINGS: dict[str, list[Settings]] = {
         ({}, {"weight": WEIGHTS}),
         ({"nuslerp_row_wise": True}, {"weight": MIXED}),
         ({"nuslerp_flatten": True}, {"weight": [0.5, -0.5]}),
+        ({"nuslerp_flatten": False}, {"weight": WEIGHTS}),
+        ({"nuslerp_flatten": False}, {"weight": MIXED}),
     ],
-    "model_stock": [({}, {}), ({"filter_wise": False}, {"weight": WEIGHTS})],
+    "model_stock": [
+        ({}, {}),
+        ({"filter_wise": False}, {"weight": WEIGHTS}),
+        ({"filter_wise": True}, {}),
+    ],
+    "arcee_fusion": [({}, {}), ({"int8_mask": True}, {})],
     "sce": [({"select_topk": share}, {}) for share in (1.0, 0.5, 0.13, 0.0)]
     + [({}, {"weight": WEIGHTS})],
     "nearswap": [({"t": t}, {}) for t in (0.0, 1e-4, 0.01, 1.0)],
@@ -113,8 +122,13 @@ SETTINGS: dict[str, list[Settings]] = {
 
 
 RANDOM = [
-    Case(method, "plain", 2, True, {}, {"weight": [1.0, 0.0], "density": [density, 1.0]}, number)
-    for method in ("dare_linear", "dare_ties")
+    Case(
+        method, "plain", 2, True, {"normalize": False},
+        {"weight": [1.0, 0.0], "density": [density, 1.0]}
+        | ({"epsilon": [0.09, 0.15]} if method.startswith("della") else {}),
+        number,
+    )  # fmt: skip
+    for method in ("dare_linear", "dare_ties", "della", "della_linear")
     for number, density in enumerate((0.1, 0.53, 0.9), start=100)
 ]
 """Merges that draw at random: one model's delta, thinned out."""

@@ -56,6 +56,9 @@ PROMISES: dict[str, Distance] = {
     "karcher": REDUCED,
     "model_stock": REDUCED,
     "sce": REDUCED,
+    "della": EXACT,
+    "della_linear": EXACT,
+    "arcee_fusion": EXACT,
 }
 
 
@@ -169,20 +172,29 @@ def test_random_methods_by_their_statistics(
     theirs = load_file(merged / case.name / "model.safetensors")
     models, density = families[case.kind], case.each["density"][0]
     kept = {"mergekit": 0, "mergeconf": 0}
-    changed = 0
+    mean = variance = 0.0
     for name, their in theirs.items():
         base, others = inputs_of(case, models, name)
         assert base is not None
         ours = evaluate(all_methods()[case.method], base, others, case.parameters, name=name)
         delta = others[0] - base
-        changed += int((delta != 0).sum())
+        chances = chances_of(case, delta.abs(), density)[delta != 0]
+        mean, variance = mean + chances.sum(), variance + (chances * (1 - chances)).sum()
         for tool, result in (("mergekit", their), ("mergeconf", ours)):
             moved = result - base
             kept[tool] += int((moved != 0).sum())
             torch.testing.assert_close(moved.abs().sum(), delta.abs().sum(), rtol=1e-4, atol=0)
-    deviation = (changed * density * (1 - density)) ** 0.5
     for count in kept.values():
-        assert abs(count - changed * density) < 5 * deviation
+        assert abs(count - mean) < 5 * variance**0.5
+
+
+def chances_of(case: Case, magnitude: torch.Tensor, density: float) -> torch.Tensor:
+    """Return the probability with which each element is kept."""
+    if "epsilon" not in case.each:
+        return torch.full_like(magnitude, density)
+    epsilon = case.each["epsilon"][0]
+    ranks = magnitude.argsort(dim=-1).argsort(dim=-1) / (magnitude.shape[-1] - 1)
+    return density - epsilon + 2 * epsilon * ranks
 
 
 def test_all_methods_are_compared() -> None:

@@ -21,6 +21,7 @@ from mergeconf.methods.apply import evaluate, trace
 from mergeconf.methods.registry import Method
 from mergeconf.plan import TensorPlan
 
+torch.set_num_threads(1)  # tensors are small: more threads only wait for each other
 TORCH = {
     DType.bfloat16: torch.bfloat16,
     DType.float16: torch.float16,
