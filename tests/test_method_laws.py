@@ -27,6 +27,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mergeconf.dtypes import DType
+from mergeconf.errors import ExecutionError
 from mergeconf.methods import Method, all_methods
 from support.harness import bits_of, eager_method, stream_method
 from support.philox import draw_at
@@ -51,7 +52,7 @@ def merge(
     """Merge as a run does; a combination that the method refuses is no example."""
     try:
         return stream_method(method, base, models, parameters, out_dtype=out_dtype).tensor
-    except ValueError:
+    except (ValueError, ExecutionError):
         assume(False)
         raise
 

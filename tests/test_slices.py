@@ -1,9 +1,12 @@
 """Slices: layers of models put together to a new depth, checked with transformers and by hand."""
 
 import json
+import time
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mergeconf.api import load_recipe, make_plan, merge
 from mergeconf.errors import PlanError, RecipeError
@@ -126,6 +129,9 @@ def test_kinds_of_layers_that_a_config_gives_by_a_rule_are_kept(tmp_path):
     assert load_exactly(tmp_path / "out").config.layer_types == written["layer_types"]
 
 
+CASES = [{"filter": "w1", "value": [0, 1]}, {"filter": "experts.3.", "value": 1}, {"value": 0.5}]
+
+
 # --- names, layers, conservation --------------------------------------------------------------
 
 
@@ -187,7 +193,7 @@ def test_a_rule_may_serve_a_slice_that_the_method_does_not_suit(hand):
     recipe["rules"] = [{"layers": "2-3", "merge_method": "passthrough"}, outside]
     assert origins(plan_of(recipe))[1:3] == [[("m0", 1), ("m1", 1)], [("m0", 2)]]
     recipe["rules"] = [{"layers": "3", "merge_method": "passthrough"}, outside]
-    with pytest.raises(PlanError, match=r"slices\.1: 'slerp' needs exactly 1 model") as error:
+    with pytest.raises(PlanError, match=r"slices\.1\.sources: 'slerp' needs") as error:
         plan_of(recipe)
     assert len(error.value.problems) == 1
 
@@ -199,6 +205,61 @@ def test_draws_depend_on_the_output_name(hand, tmp_path):
     made = read_model(tmp_path / "out")
     first, second = (made[f"model.layers.{i}.mlp.up_proj.weight"] for i in range(2))
     assert not torch.equal(first, second)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_slices_are_as_an_oracle_has_them(data):
+    """Names, sources and conservation, for models of other depths, by a plain loop."""
+    depths = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=3), label="depths")
+    models = [deep.headers(f"m{i}", llama_like(i, layers=n)) for i, n in enumerate(depths)]
+    parts = []
+    for _ in range(data.draw(st.integers(1, 4), label="slices")):
+        chosen = data.draw(st.permutations(range(len(depths))), label="models")
+        chosen = chosen[: data.draw(st.integers(1, len(depths)))]
+        length = data.draw(st.integers(1, min(depths[i] for i in chosen)), label="length")
+        starts = [data.draw(st.integers(0, depths[i] - length)) for i in chosen]
+        parts.append([(f"m{i}", a, a + length) for i, a in zip(chosen, starts, strict=True)])
+    recipe = load_recipe(slices(*parts, method="linear", parameters={"weight": 1.0}))
+    plan = make_plan(recipe, open_model=lambda path, label: models[int(label[1:])])
+    rests = [n.removeprefix("model.layers.0.") for n in models[0].tensors if ".layers.0." in n]
+    wanted, index = {}, 0
+    for part in parts:
+        for step in range(part[0][2] - part[0][1]):
+            for rest in rests:
+                wanted[f"model.layers.{index}.{rest}"] = [
+                    (m, f"model.layers.{a + step}.{rest}") for m, a, _ in part
+                ]
+            index += 1
+    wanted["model.embed_tokens.weight"] = [(m, "model.embed_tokens.weight") for m, _, _ in parts[0]]
+    for name in ("model.norm.weight", "lm_head.weight"):
+        wanted[name] = [(m, name) for m, _, _ in parts[-1]]
+    found = {
+        t.name: [(label, s.name) for label, s in zip(t.labels, t.inputs, strict=True)]
+        for t in plan.tensors
+    }  # fmt: skip
+    assert found == wanted
+    used = {pair for pairs in wanted.values() for pair in pairs}
+    named = {m for part in parts for m, _, _ in part}
+    every = {(m, n) for i, model in enumerate(models) if (m := f"m{i}") in named
+             for n in model.tensors}  # fmt: skip
+    left = [(label, item.name) for item in plan.dropped for label in item.models]
+    assert len(left) == len(set(left))
+    assert set(left) == every - used
+
+
+def test_many_tensors_are_planned_in_time():
+    tensors = {
+        f"model.layers.{i}.mlp.experts.{j}.w{k}.weight": torch.ones(1)
+        for i in range(40) for j in range(128) for k in range(3)
+    }  # fmt: skip
+    models = {name: deep.headers(name, tensors) for name in ("a", "b")}
+    recipe = slices([("a", 0, 24), ("b", 8, 32)], [("a", 16, 40), ("b", 16, 40)], method="slerp",
+                    base_model="a", parameters={"t": CASES})  # fmt: skip
+    begun = time.process_time()
+    plan = make_plan(load_recipe(recipe), open_model=lambda path, label: models[label])
+    assert len(plan.tensors) == 48 * 128 * 3
+    assert time.process_time() - begun < 10
 
 
 # --- parameters -------------------------------------------------------------------------------
@@ -384,6 +445,15 @@ def test_what_a_config_says_by_a_number_stays_true(config, ranges, wanted, tmp_p
     found, plan = written(tmp_path, {"num_hidden_layers": 4, **config}, *ranges)
     assert found == {"num_hidden_layers": sum(b - a for a, b in ranges), **wanted}
     assert plan.warnings == ()
+
+
+def test_layers_behind_those_that_the_config_counts(tmp_path):
+    """DeepSeek V3 and GLM 4 MoE store layers for further tokens behind the others."""
+    config = {"num_hidden_layers": 4, "num_nextn_predict_layers": 1}
+    found, _ = written(tmp_path, config, (0, 3), (1, 5), layers=5)
+    assert found == {"num_hidden_layers": 6, "num_nextn_predict_layers": 1}
+    found, _ = written(tmp_path, config, (0, 4), (1, 4), layers=5)
+    assert found == {"num_hidden_layers": 7, "num_nextn_predict_layers": 0}
 
 
 def test_what_a_config_cannot_say_is_a_warning(tmp_path):

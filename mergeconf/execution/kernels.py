@@ -115,8 +115,8 @@ ROW_PIECE = 1 << 15
 """Elements, about, that row kernels work on at a time: whole rows, whose scratch stays in the
 cache while the cost of a call is spread over many elements."""
 _SORT_PIECE = 1 << 13
-"""Elements, about, that are sorted at a time: radix sort is at its best while they fit the cache."""
-_WIDE_PIECE = 1 << 14
+"""Elements, about, that are sorted at a time: radix sort is fast while they fit the cache."""
+_WIDE_PIECE = 1 << 15
 """Elements, about, of float64 that are worked on at a time."""
 _MOST_ROWS = 1 << 11
 """Rows whose coefficients are computed at a time, as Python floats."""
@@ -380,7 +380,8 @@ def exp_of_negative(x: Array) -> Array:
     np.add(power, 1.0, out=power)
     for _ in range(3):
         np.multiply(power, power, out=power)
-    return np.multiply(power, scale.view(np.float64), out=x)
+    np.multiply(power, scale.view(np.float64), out=x)
+    return x
 
 
 def log(x: Array) -> Array:
@@ -398,4 +399,5 @@ def log(x: Array) -> Array:
     series = np.full_like(s, 1 / 23)
     for odd in range(21, 0, -2):
         series = series * square + 1 / odd
-    return e * _LN2_HIGH + (2 * s * series + e * _LN2_LOW)
+    found: Array = e * _LN2_HIGH + (2 * s * series + e * _LN2_LOW)
+    return found

@@ -166,7 +166,7 @@ class RankShare:
 
 @dataclass(frozen=True, slots=True)
 class RowCombine:
-    """Σ c_i t_i for each row, with coefficients of its own: from the dot products within the row."""
+    """Σ c_i t_i, with coefficients for each row that come from dot products within the row."""
 
     vectors: tuple[Node, ...]
     """Their dot products are taken, in float64; the function gets the lower triangle of the Gram

@@ -10,6 +10,9 @@ from mergeconf.graph import ops
 
 T = Any
 
+_SMALLEST_NORMAL = 2.0**-126
+"""The smallest float32 of full precision: a weight below it may round to 0."""
+
 L1_FLOOR = 1e-7
 """A sum of magnitudes below this is not restored, and nothing is scaled by it."""
 WEIGHT_FLOOR = 1e-8
@@ -94,7 +97,7 @@ def agreeing_sum(deltas: Sequence[T], weights: Sequence[float], normalize: bool)
     if not normalize:
         return merged
     divisor = ops.add_all([ops.ones(mask) * w for mask, w in zip(agree, weights, strict=True)])
-    if min(weights) > 0:
+    if min(weights) >= _SMALLEST_NORMAL:
         # Where any weight took part the divisor is at least the smallest; elsewhere merged is 0.
         return merged / ops.no_less(divisor, min(weights))
     is_zero = ops.both(ops.at_least(divisor, 0.0), ops.opposite(ops.greater(divisor, 0.0)))

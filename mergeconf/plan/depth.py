@@ -34,6 +34,8 @@ PERIODS = (
     "full_attention_interval", "moe_every_n_layers",
 )  # fmt: skip
 """Keys that tell layers of one kind from others by their number: every n-th."""
+PREDICTION = "num_nextn_predict_layers"
+"""Key that gives the number of layers stored behind those that the config counts."""
 SLIDING_PERIODS = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4}
 """Every n-th layer of these types has full attention where the config does not say otherwise."""
 _NO_LAYERS = re.compile(r"architectures$|_token_ids?$|_tokens?_ids?$|^id2label|_sections?$")
@@ -73,6 +75,7 @@ def deepen(
         found = list(_sections_of(config, depth.stack, count))
         for path, section, keys in found:
             _Rewrite(section, path, donor, count, depth, problems).run(keys)
+            _set_prediction_layers(section, count, depth)
         if not found and order != tuple(range(count)):
             problems.append(
                 Problem(
@@ -117,7 +120,21 @@ def _count_keys(section: Config, stack: str, count: int) -> list[str]:
         keys = [key for key in keys if "decoder" in key]
     elif both:
         keys = [key for key in keys if "decoder" not in key]
-    return [key for key in keys if section[key] == count and section[key] is not True]
+    extra = section.get(PREDICTION)
+    own = {count, count - extra} if isinstance(extra, int) else {count}
+    return [key for key in keys if section[key] in own and section[key] is not True]
+
+
+def _set_prediction_layers(section: Config, count: int, depth: Depth) -> None:
+    """Count the layers behind the model's own that predict further tokens (DeepSeek V3)."""
+    extra = section.get(PREDICTION)
+    if not isinstance(extra, int) or isinstance(extra, bool) or extra < 1:
+        return
+    kept = sum(layer >= count - extra for _, layer in depth.origins)
+    section[PREDICTION] = kept
+    for key in COUNTS:
+        if key in section and section[key] == len(depth.origins):
+            section[key] -= kept
 
 
 def _kind(text: str) -> str:

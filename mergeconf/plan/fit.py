@@ -84,7 +84,10 @@ class Misfits:
                 f", {'is' if len(names) == 1 else 'are'} not there",
                 where=listed(labels),
                 location=places.get(labels[0]),
-                hint="leave them out by a rule (drop: true), or copy them (take: ...)",
+                hint="leave them out by a rule (drop: true), or copy them (take: ...)"
+                if not alignment.depths
+                else "only a source of a slice gives it layers: list the model there, with its "
+                "layer_range, or leave them out by a rule (drop: true)",
             )
         for shapes, names in self._shapes.items():
             yield _shape_problem(shapes, names, places)

@@ -54,6 +54,8 @@ class Decision:
     """Index of the rule that decided, or None for the recipe itself."""
     location: Location | None = field(compare=False)
     """Place of that rule, or of the recipe's `merge_method` or `take`."""
+    scope: str = field(default="", compare=False)
+    """Key path of the slice or module whose models are merged: `slices.0`; empty for `models`."""
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -139,6 +141,7 @@ class _Branch:
             parameters=(),
             rule=self.index,
             location=location,
+            scope=".".join(map(str, scope.path)),
         )
         self._slots = (
             tuple(
@@ -184,7 +187,7 @@ class _Branch:
         frame = self._frame
         return Decision(
             frame.method, frame.take, frame.drop, frame.base, frame.models, tuple(parameters),
-            frame.rule, frame.location,
+            frame.rule, frame.location, frame.scope,
         )  # fmt: skip
 
     def _no_value(self, name: str, parameter: Parameter, part: list[Evaluated | None]) -> Problem:
@@ -273,7 +276,7 @@ def _unsuited(
     problem = unsuited(method, scope)
     if problem is None:
         return None
-    where = ".".join(map(str, scope.path)) or ".".join(map(str, problem.path))
+    where = ".".join(map(str, problem.path))
     by = "" if rule is None else f" (rules.{rule})"
     place = scope.location if rule is None else location
     return Problem(f"{problem.message}{by}", where, place, problem.hint)

@@ -163,26 +163,39 @@ class SliceSource(_Part):
     """Layers of one model."""
 
     model: ModelName
+    """Hub id (org/name, org/name@revision) or local folder, relative to the recipe."""
     layer_range: tuple[StrictInt, StrictInt]
-    """First layer, and the one after the last."""
+    """First layer, counted from 0, and the one after the last."""
     parameters: Parameters | None = None
+    """Parameters for this model in this slice."""
 
 
 class Slice(_Part):
-    """Layers of the output, merged from as many layers of each source."""
+    """Layers of the output, merged from as many layers of each source.
+
+    The first slice's models give what stands before the layers (embeddings), the last one's what
+    comes after them (final norm, head).
+    """
 
     sources: list[SliceSource]
+    """Models and their layers; the base too, where the method has one."""
     base_model: ModelName | None = None
+    """Base of this slice, where it is not the recipe's; one of the sources."""
     residual_weight: float | None = None
+    """No effect, as in mergekit."""
     parameters: Parameters | None = None
+    """Parameters for this slice; gradients run over its layers."""
 
 
 class Module(_Part):
     """One part of a model that has several, such as a text and a vision tower."""
 
     slices: list[Slice] | None = None
+    """Layer ranges assembled into a new depth."""
     models: list[AnyModel] | None = None
+    """Models to merge, in place of slices."""
     parameters: Parameters | None = None
+    """Parameters for this module."""
 
 
 class TokenEmbedding(_Part):
@@ -202,12 +215,15 @@ class Tokenizer(_Part):
 
 
 class RuleItem(_Part):
-    """What is done with some tensors; the first rule that fits a tensor decides it."""
+    """What is done with some tensors; the first rule that fits a tensor decides it.
+
+    Names and layers are those of the output, which slices number anew.
+    """
 
     match: Pattern | None = None
-    """Glob on the tensor's whole name, or re: and a regular expression."""
+    """Glob on the tensor's whole name in the output, or re: and a regular expression."""
     layers: Layers | None = None
-    """Layers, for example 0-7, [0, 5, 31] or -1."""
+    """Layers of the output, for example 0-7, [0, 5, 31] or -1."""
     merge_method: StrictStr | None = None
     """Method for these tensors."""
     take: StrictStr | None = None
@@ -239,9 +255,9 @@ class Document(_Part):
     models: list[AnyModel] | None = None
     """Models to merge."""
     slices: list[Slice] | None = None
-    """Layer ranges assembled into a new depth."""
+    """Layer ranges assembled into a new depth, in place of models."""
     modules: dict[str, Module] | None = None
-    """Parts of a model that are merged each in its own way."""
+    """Parts of a model (text_decoder, vision_tower, encoder) merged each in its own way."""
     parameters: Parameters | None = None
     """Parameters for all models."""
     rules: list[RuleItem] | None = None

@@ -127,7 +127,7 @@ RANDOM = [
         {"weight": [1.0, 0.0], "density": [density, 1.0]}
         | ({"epsilon": [0.09, 0.15]} if method.startswith("della") else {}),
         number,
-    )  # fmt: skip
+    )
     for method in ("dare_linear", "dare_ties", "della", "della_linear")
     for number, density in enumerate((0.1, 0.53, 0.9), start=100)
 ]

@@ -183,7 +183,8 @@ def test_random_methods_by_their_statistics(
         for tool, result in (("mergekit", their), ("mergeconf", ours)):
             moved = result - base
             kept[tool] += int((moved != 0).sum())
-            torch.testing.assert_close(moved.abs().sum(), delta.abs().sum(), rtol=1e-4, atol=0)
+            if moved.any():  # of a short vector all may be dropped
+                torch.testing.assert_close(moved.abs().sum(), delta.abs().sum(), rtol=1e-4, atol=0)
     for count in kept.values():
         assert abs(count - mean) < 5 * variance**0.5
 

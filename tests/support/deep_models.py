@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+from mergeconf.checkpoint import Checkpoint, StoredTensor
+from mergeconf.dtypes import DType
+
 VOCABULARY = 48
 LAYERS = 4
 COMMON = {
@@ -125,3 +128,13 @@ def output_of(model: Any) -> torch.Tensor:
     words = (torch.arange(32).reshape(2, 16) * 7) % VOCABULARY
     with torch.no_grad():
         return model(input_ids=words).logits
+
+
+def headers(label: str, tensors: Mapping[str, torch.Tensor]) -> Checkpoint:
+    """Return a checkpoint that has names and shapes and no files."""
+    file = Path(label, "model.safetensors")
+    stored = {
+        name: StoredTensor(name, DType.float32, tuple(value.shape), file, 0, value.numel() * 4)
+        for name, value in tensors.items()
+    }
+    return Checkpoint(label, Path(label), stored, {}, None, (), (), ())
