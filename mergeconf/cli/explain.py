@@ -58,6 +58,8 @@ def _print_decision(plan: Plan, tensor: TensorPlan, decision: Decision) -> None:
     if decision.rule is not None:
         rule = f"rules.{decision.rule}: {plan.recipe.rules[decision.rule].matcher}"
     print(f"\ndecided by\n  {rule}{place}")
+    if decision.scope:
+        print(f"  models of {decision.scope}")
     if decision.take is not None:
         print(f"  take {decision.take}: copied, not merged")
     elif tensor.dtype.is_integer:
