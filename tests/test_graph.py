@@ -24,7 +24,6 @@ from mergeconf.execution.workspace import Workspace
 from mergeconf.graph import ops
 from mergeconf.graph.lazy import Lazy, Meaning, MeaningError
 from mergeconf.graph.nodes import (
-    AnyNode,
     Cast,
     Choose,
     Elementwise,
@@ -272,8 +271,10 @@ class _Direct:
         raise AssertionError(node)
 
     def pick(self, node: Pick) -> torch.Tensor:
-        masks = [np.ones(SIZE, bool) if node.eligible is None else self(m) for m in (
-            node.eligible or node.candidates)]
+        masks = [
+            np.ones(SIZE, bool) if node.eligible is None else self(m)
+            for m in (node.eligible or node.candidates)
+        ]
         owned = [mask.astype(np.int64) * share for mask, share in zip(masks, node.shares)]  # noqa: B905
         ticket = self(node.draw).astype(np.int64) * sum(owned) >> 16
         result = self(node.candidates[-1] if node.otherwise is None else node.otherwise)
@@ -321,8 +322,9 @@ def expressions(draw: st.DrawFn) -> Node:
     for node in slots:
         stored[node.dtype].append(node)
     masks: list[Node] = [Elementwise("gt", (numbers[0], numbers[1]), "mask")]
-    number, mask = st.deferred(lambda: st.sampled_from(numbers)), st.deferred(
-        lambda: st.sampled_from(masks)
+    number, mask = (
+        st.deferred(lambda: st.sampled_from(numbers)),
+        st.deferred(lambda: st.sampled_from(masks)),
     )
     constant = st.sampled_from([0.5, -2.0, 0.0, 3.0])
     for _ in range(draw(st.integers(1, 25))):
@@ -362,7 +364,7 @@ def expressions(draw: st.DrawFn) -> Node:
             numbers.append(Cast(stored[dtype][-1], DType.float32, "f32"))
         else:
             count = draw(st.integers(1, 4))
-            shares = tuple(draw(st.integers(0, 5)) for _ in range(count - 1)) + (1,)
+            shares = (*tuple(draw(st.integers(0, 5)) for _ in range(count - 1)), 1)
             eligible = draw(st.none() | st.tuples(*[mask] * count))
             otherwise = draw(bits) if eligible is not None else None
             candidates = tuple(draw(bits) for _ in range(count))
@@ -459,4 +461,3 @@ def test_reduction_sees_room_up_to_512_elements() -> None:
     fake.reduce = lambda index, view: seen.append(len(view))  # type: ignore[method-assign]
     Workspace(fake).bind(tape, SIZE).run()
     assert seen == [1024]
-

@@ -123,7 +123,11 @@ SETTINGS: dict[str, list[Settings]] = {
 
 RANDOM = [
     Case(
-        method, "plain", 2, True, {"normalize": False},
+        method,
+        "plain",
+        2,
+        True,
+        {"normalize": False},
         {"weight": [1.0, 0.0], "density": [density, 1.0]}
         | ({"epsilon": [0.09, 0.15]} if method.startswith("della") else {}),
         number,

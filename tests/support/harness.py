@@ -75,9 +75,7 @@ def store(tensors: Sequence[torch.Tensor], folder: Path) -> list[StoredTensor]:
             content = raw_bytes(tensor)
             file.write(content)
             name, shape = f"input {index}", tuple(tensor.shape)
-            stored.append(
-                StoredTensor(name, dtype_of(tensor), shape, path, offset, len(content))
-            )
+            stored.append(StoredTensor(name, dtype_of(tensor), shape, path, offset, len(content)))
             offset += len(content)
     return stored
 
@@ -187,6 +185,4 @@ def eager_method(
 ) -> torch.Tensor:
     """Compute a method by the oracle: on whole tensors, with torch."""
     target = out_dtype or dtype_of(models[0] if base is None else base)
-    return evaluate(
-        method, base, models, parameters, seed=seed, name=name, out_dtype=TORCH[target]
-    )
+    return evaluate(method, base, models, parameters, seed=seed, name=name, out_dtype=TORCH[target])

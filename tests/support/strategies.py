@@ -147,9 +147,7 @@ def cases(
     count = models + with_base
     shape = draw(st.sampled_from(shapes))
     one = st.sampled_from(FLOATS)
-    dtypes = draw(
-        st.tuples(one).map(lambda value: value * count) | st.tuples(*[one] * count)
-    )
+    dtypes = draw(st.tuples(one).map(lambda value: value * count) | st.tuples(*[one] * count))
     fill = draw(st.sampled_from(FILLS))
     seed = draw(st.integers(0, 2**32 - 1))
     values = tensors(count, shape, list(dtypes), fill, seed)
