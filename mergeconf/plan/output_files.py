@@ -37,9 +37,7 @@ def output_files(
         out_dtype: Format of all weights, or None where each keeps its own.
         unties: Whether the output has a head of its own though the donor's config ties it.
     """
-    files: dict[str, bytes | Path] = {
-        sidecar.name: sidecar.path for sidecar in donor.sidecars if sidecar.kind != "license"
-    }
+    files: dict[str, bytes | Path] = {sidecar.name: sidecar.path for sidecar in donor.sidecars}
     if config is not None:
         changed = _config(config, out_dtype, unties=unties)
         if changed != donor.config:
