@@ -6,6 +6,7 @@ The oracle of the random expressions evaluates nodes one by one into arrays of t
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -474,6 +475,19 @@ def test_memory_of_a_tile_is_what_the_tape_says(name: str, data: st.DataObject) 
             allocated = workspace._memory.nbytes
             assert allocated <= (tape.bytes_per_element - 2 * drawing) * rounded + 64
     assert program.bytes_per_element == max(tape.bytes_per_element for tape in tapes)
+
+
+def test_a_thread_holds_one_block_of_memory() -> None:
+    """A larger tile lets the smaller one's block go, with all that was bound to it."""
+    tape = lower_output(Cast((weight() * 2.0).node, DType.float32, "stored"))
+    workspace = Workspace(_Fake([]))
+    workspace.bind(tape, 512)
+    block = weakref.ref(workspace._memory)
+    workspace.bind(tape, 100_000)
+    assert block() is None
+    block = weakref.ref(workspace._memory)
+    workspace.bind(tape, 512)  # fits into what is there
+    assert block() is workspace._memory
 
 
 def test_reduction_sees_room_up_to_512_elements() -> None:
