@@ -452,9 +452,13 @@ def _killed_again_and_again(folder: Path, recipe: Path, kills: int) -> None:
         out = folder / f"o{round_number}"
         round_number += 1
         while left:
-            process = start_slowly(0.008, "run", recipe, "-o", out, "--threads", "2")
+            process = start_slowly(0.03, "run", recipe, "-o", out, "--threads", "2")
+            # some are killed at any moment, the others once they have finished something more
+            goal = journaled(out) + rng.randrange(1, 6) if rng.random() < 0.7 else 0
+            while journaled(out) < goal and process.poll() is None:
+                time.sleep(0.005)
             try:
-                process.communicate(timeout=rng.uniform(0.25, 0.9))
+                process.communicate(timeout=rng.uniform(0, 0.05 if goal else 0.9))
                 break
             except subprocess.TimeoutExpired:
                 process.kill()

@@ -108,9 +108,11 @@ def base_identity(method: Method, data: st.DataObject) -> None:
 
 def order(method: Method, data: st.DataObject) -> None:
     """Up to rounding: sums of up to 8 terms, scales and quotients of sums, in float32."""
-    count = data.draw(models_of(method).filter(lambda number: number > 1))
+    count = data.draw(models_of(method, 5).filter(lambda number: number > 1))
     base, *models = fine_tuned(data.draw, count + 1, DType.float32)
     values = data.draw(with_positive_weights(method, count))
+    # A large tolerance counts any sum of directions as none: karcher then begins at the first.
+    values.pop("tol", None)
     if method.base == "unused" or (method.base == "optional" and data.draw(st.booleans())):
         base = None
     places = data.draw(st.permutations(range(count)))
