@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from mergeconf.graph import ops
+from mergeconf.graph.shares import RESOLUTION, threshold_of
 from mergeconf.methods._task_vectors import restore_l1
 
 RescaleBy = Literal["l1_norm", "inverse_density"]
@@ -22,7 +23,8 @@ def drop_and_rescale(
             continue
         kept = ops.only(ops.bernoulli(delta, share, "dare", model), delta)
         if rescale and rescale_by == "inverse_density" and share > 0:
-            kept = kept / share
+            # by the probability that is drawn with, a multiple of 2^-16
+            kept = kept / (threshold_of(share) / RESOLUTION)
         elif rescale:
             kept = restore_l1(kept, delta)
         results.append(kept)

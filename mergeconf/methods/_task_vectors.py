@@ -71,7 +71,10 @@ def float32_sum(values: Sequence[float]) -> float:
 
 
 def _as_float32(value: float) -> float:
-    return float(struct.unpack("<f", struct.pack("<f", value))[0])
+    try:
+        return float(struct.unpack("<f", struct.pack("<f", value))[0])
+    except OverflowError:
+        raise ValueError(f"the weights reach {value:g}, beyond what float32 holds") from None
 
 
 def weighted_sum(deltas: Sequence[T], weights: Sequence[float], normalize: bool) -> T:
