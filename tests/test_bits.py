@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from mergeconf.dtypes import DType
 from mergeconf.execution.local import Settings
@@ -96,6 +97,10 @@ def test_numpy_without_vector_extensions(features: str, kind: str) -> None:
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
 def test_torch_with_any_vector_extensions(capability: str) -> None:
     """The oracle, too, gives the same bits everywhere, and they are the executor's."""
+    order = ["DEFAULT", "AVX2", "AVX512"]
+    here_best = torch.backends.cpu.get_cpu_capability()
+    if here_best in order and order.index(capability.upper()) > order.index(here_best):
+        pytest.skip(f"this processor has {here_best} at most")  # torch would die of SIGILL
     found = run_digests("eager", ATEN_CPU_CAPABILITY=capability)
     want = here("streaming")
     assert found.keys() == want.keys()
