@@ -60,7 +60,7 @@ def lower_reductions(reductions: Sequence[Reduce | KthLargest]) -> Tape:
 
 
 class _Lowering:
-    """Lowers nodes, each equal one once."""
+    """Lowers the nodes of interned expressions, each once."""
 
     def __init__(self, *, count: bool) -> None:
         self.builder = TapeBuilder()
@@ -69,11 +69,9 @@ class _Lowering:
 
     def value(self, node: Node) -> Ref:
         """Return the register that holds a node's value, computing it where it is new."""
-        known = self._values.get(id(node)) or self._values.get(node)
+        known = self._values.get(id(node))
         if known is None:
-            known = self._lower(node)
-            self._values[node] = known
-        self._values[id(node)] = known
+            known = self._values[id(node)] = self._lower(node)
         return known
 
     def output(self, root: Node) -> Ref:
@@ -107,7 +105,7 @@ class _Lowering:
                 raise AssertionError(node)
 
     def _double(self, node: Node) -> Ref:
-        key = ("double", node)
+        key = ("double", id(node))
         if key not in self._values:
             self._values[key] = self.builder.emit(kernels.widen, self.value(node), out="<f8")
         return self._values[key]

@@ -12,7 +12,6 @@ from functools import lru_cache
 from mergeconf.execution.lower import lower_output, lower_reductions
 from mergeconf.execution.tape import Tape
 from mergeconf.graph.nodes import (
-    AnyNode,
     Compute,
     Item,
     KthLargest,
@@ -24,6 +23,7 @@ from mergeconf.graph.nodes import (
     children,
     walk,
 )
+from mergeconf.graph.rewrite import interned
 
 Reduction = Reduce | KthLargest
 
@@ -40,13 +40,14 @@ class Program:
     """The random draws, each of which gets a key from the tensor's name."""
     whole_rows: bool = False
     """Whether a tile has to hold whole rows."""
-    _sweeps: dict[tuple[Reduction, ...], Tape] = field(default_factory=dict)
+    _sweeps: dict[tuple[int, ...], Tape] = field(default_factory=dict)
 
     def sweep(self, reductions: tuple[Reduction, ...]) -> Tape:
         """Return the tape that feeds some of the reductions of one level."""
-        tape = self._sweeps.get(reductions)
+        key = tuple(map(id, reductions))
+        tape = self._sweeps.get(key)
         if tape is None:
-            tape = self._sweeps[reductions] = lower_reductions(reductions)
+            tape = self._sweeps[key] = lower_reductions(reductions)
         return tape
 
     @property
@@ -62,27 +63,22 @@ class Program:
 
 @lru_cache(maxsize=4096)
 def _compiled(key: _ByIdentity) -> Program:
-    root = key.node
-    levels: dict[int, int] = {}
-    found: dict[Reduction, int] = {}
-    randoms: dict[Random, None] = {}
-    for node in walk(root):
-        level = max((levels[id(child)] for child in children(node)), default=0)
+    root = interned(key.node)
+    order = walk(root)
+    level_of: dict[int, int] = {}
+    levels: list[list[Reduction]] = []
+    for node in order:
+        level = max((level_of[id(child)] for child in children(node)), default=0)
         if isinstance(node, (Reduce, KthLargest)):
-            found[node] = max(found.get(node, 0), level)
+            levels.extend([] for _ in range(level + 1 - len(levels)))
+            levels[level].append(node)
             level += 1
-        elif isinstance(node, Random):
-            randoms[node] = None
-        levels[id(node)] = level
-    depth = max(found.values(), default=-1) + 1
+        level_of[id(node)] = level
     return Program(
-        levels=[
-            tuple(node for node, level in found.items() if level == depth_level)
-            for depth_level in range(depth)
-        ],
+        levels=[tuple(level) for level in levels],
         final=lower_output(root),
-        randoms=tuple(randoms),
-        whole_rows=any(isinstance(node, RowLocal) for node in walk(root)),
+        randoms=tuple(node for node in order if isinstance(node, Random)),
+        whole_rows=any(isinstance(node, RowLocal) for node in order),
     )
 
 
@@ -104,18 +100,19 @@ def compile_expression(root: Node) -> Program:
     return _compiled(_ByIdentity(root))
 
 
-def evaluate_scalar(node: Scalar, known: dict[AnyNode, float]) -> float:
+Known = dict[int, tuple[float, ...]]
+"""Numbers found so far, by the identity of the `Reduction` or `Compute` that gives them."""
+
+
+def evaluate_scalar(node: Scalar, known: Known) -> float:
     """Return a scalar from the reductions known so far, in float64."""
     if not isinstance(node, Item):
-        return known[node]
-    if node in known:
-        return known[node]
-    values = _compute(node.of, known)
-    for index, value in enumerate(values):
-        known[Item(node.of, index)] = float(value)
-    return known[node]
+        return known[id(node)][0]
+    if id(node.of) not in known:
+        known[id(node.of)] = _compute(node.of, known)
+    return known[id(node.of)][node.index]
 
 
-def _compute(node: Compute, known: dict[AnyNode, float]) -> tuple[float, ...]:
+def _compute(node: Compute, known: Known) -> tuple[float, ...]:
     args = [arg if isinstance(arg, float) else evaluate_scalar(arg, known) for arg in node.args]
-    return node.function(*args, *node.options)
+    return tuple(float(value) for value in node.function(*args, *node.options))

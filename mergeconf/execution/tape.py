@@ -169,7 +169,7 @@ class TapeBuilder:
     def scalar(self, node: Scalar) -> ScalarRef:
         """Return the place of a number that an earlier pass finds."""
         for index, known in enumerate(self.tape.scalars):
-            if known is node or known == node:
+            if known is node:
                 return ScalarRef(index)
         self.tape.scalars.append(node)
         return ScalarRef(len(self.tape.scalars) - 1)

@@ -6,7 +6,13 @@ import threading
 from dataclasses import dataclass, field
 
 from mergeconf.errors import ExecutionError, Problem
-from mergeconf.execution.program import Program, Reduction, compile_expression, evaluate_scalar
+from mergeconf.execution.program import (
+    Known,
+    Program,
+    Reduction,
+    compile_expression,
+    evaluate_scalar,
+)
 from mergeconf.execution.reducers import (
     SAMPLE_LENGTH,
     SAMPLE_PIECES,
@@ -17,7 +23,7 @@ from mergeconf.execution.reducers import (
 )
 from mergeconf.execution.tape import Tape
 from mergeconf.graph.geometry import BLOCK, Geometry
-from mergeconf.graph.nodes import AnyNode, KthLargest, Random
+from mergeconf.graph.nodes import KthLargest, Random
 from mergeconf.graph.random import stream_key
 from mergeconf.plan import TensorPlan
 
@@ -44,18 +50,19 @@ class TensorRun:
     def __init__(self, plan: TensorPlan, seed: int, chunk: int) -> None:
         self.plan = plan
         self.program: Program = compile_expression(plan.expression)
-        self.keys: dict[Random, int] = {
-            node: stream_key(seed, plan.name, node.stream, node.model, node.draw, node.scope)
-            for node in self.program.randoms
-        }
+        origins = ((seed, plan.name, ""), *plan.origins)
+        self.keys: dict[Random, int] = {}
+        for node in self.program.randoms:
+            seed, name, scope = origins[node.scope]
+            self.keys[node] = stream_key(seed, name, node.stream, node.model, node.draw, scope)
         self.lock = threading.Lock()
         self.pending = 0
         """Pieces of the current sweep that are not done yet."""
         self.geometry = Geometry.of(plan.shape)
         self._chunk = chunk
-        self._known: dict[AnyNode, float] = {}
+        self._known: Known = {}
         self._level = -1
-        self._open: dict[Reduction, Reducer] = {}
+        self._open: dict[int, tuple[Reduction, Reducer]] = {}
         self._sampled = False
         self._sweeps = 0
         self._current: Sweep | None = None
@@ -72,10 +79,10 @@ class TensorRun:
             self._sampled = False
             if self._level == len(self.program.levels):
                 return self._begin(self.program.final, "final")
-            self._open = {node: self._reducer(node) for node in self._level_nodes()}
+            self._open = {id(node): (node, self._reducer(node)) for node in self._level_nodes()}
         statistics = tuple(
             node
-            for node, reducer in self._open.items()
+            for node, reducer in self._open.values()
             if isinstance(reducer, KthLargestReducer) and reducer.wants_sample
         )
         if statistics and not self._sampled:
@@ -83,10 +90,12 @@ class TensorRun:
             return self._begin(self.program.sweep(statistics), "sample")
         if done is not None and done.kind == "sample":
             for node in statistics:
-                reducer = self._open[node]
+                _, reducer = self._open[id(node)]
                 assert isinstance(reducer, KthLargestReducer)
                 reducer.use_sample()
-        return self._begin(self.program.sweep(tuple(self._open)), "reduce")
+        return self._begin(
+            self.program.sweep(tuple(node for node, _ in self._open.values())), "reduce"
+        )
 
     def tile_of(self, tile: int, kind: str) -> int:
         """Return the elements to compute at a time: whole rows or blocks where they are needed."""
@@ -107,7 +116,7 @@ class TensorRun:
         else:
             ranges = list(self.geometry.stretches(self._chunk, whole_rows=whole_rows))
         sweep = Sweep(tape, ranges, kind)
-        sweep.reducers = [self._open[node] for node in tape.reductions]
+        sweep.reducers = [self._open[id(node)][1] for node in tape.reductions]
         sweep.scalars = self._scalars(tape)
         self.pending = len(ranges)
         self._current = sweep
@@ -140,8 +149,8 @@ class TensorRun:
         return CountReducer() if node.op == "count" else SumReducer(self.geometry)
 
     def _collect(self) -> None:
-        for node, reducer in list(self._open.items()):
+        for key, (_, reducer) in list(self._open.items()):
             value = reducer.finish()
             if value is not None:
-                self._known[node] = value
-                del self._open[node]
+                self._known[key] = (value,)
+                del self._open[key]

@@ -1,8 +1,8 @@
 """The closed set of nodes that a lazy tensor expression is made of.
 
-Frozen dataclasses with structural equality: equal sub-expressions are one node. A node says what
-is computed, never how: tiles, buffers and passes are the executor's. Every node stands for a
-value of one kind:
+Frozen dataclasses with structural equality; `rewrite.interned` makes equal parts one object. A node
+says what is computed, never how: tiles, buffers and passes are the executor's. Every node stands
+for a value of one kind:
 
     f32      one float32 an element
     mask     one truth value an element
@@ -111,8 +111,9 @@ class Random:
     """Position of the model in the recipe that it concerns, or 0."""
     draw: int
     """Number of the draw, from 0."""
-    scope: str = ""
-    """The nested merge that it belongs to, or empty."""
+    scope: int = 0
+    """Whose seed and tensor name it follows: 0 for the output tensor's own, else the number of
+    a nested merge's tensor that the expression is made from."""
 
     @property
     def kind(self) -> Kind:

@@ -14,6 +14,10 @@ from mergeconf.graph.nodes import Node
 from mergeconf.recipe import Decision, Recipe
 from mergeconf.storage.layout import Layout
 
+Origin = tuple[int, str, str]
+"""What random draws follow: seed, name of the tensor, and the nested merge whose seed is that of
+the recipe around it (else empty)."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
@@ -31,6 +35,8 @@ class TensorPlan:
     """The model that each slot is read from."""
     decision: Decision | None = field(default=None, compare=False)
     """What the recipe says of it; None for whole numbers that are copied."""
+    origins: tuple[Origin, ...] = ()
+    """What the draws of nested merges follow, by `Random.scope`, from 1."""
 
     @property
     def numel(self) -> int:
