@@ -110,7 +110,7 @@ def run_plan(
     begun = time.perf_counter()
     settings, memory_estimate = fit_settings(plan, memory, threads)
     watcher = observer or Silent()
-    inputs = [model.folder for model in plan.models]
+    inputs = [checkpoint.folder for checkpoint in plan.checkpoints]
     extra = sum(
         len(item) if isinstance(item, bytes) else item.stat().st_size
         for item in plan.sidecars.values()
@@ -157,7 +157,7 @@ def fingerprint(plan: Plan) -> str:
         digest.update(repr(parts).encode())
 
     add("mergeconf", __version__, plan.recipe.seed)
-    add([(str(model.folder.resolve()), model.fingerprint) for model in plan.models])
+    add([(str(read.folder.resolve()), read.fingerprint) for read in plan.checkpoints])
     add([(file.name, hashlib.sha256(file.header).hexdigest()) for file in plan.layout.files])
     for tensor in plan.tensors:
         key = id(tensor.expression)
@@ -165,6 +165,8 @@ def fingerprint(plan: Plan) -> str:
             texts[key] = hashlib.sha256("\n".join(describe(tensor.expression)).encode()).digest()
         digest.update(texts[key])
         add(tensor.name, [(s.file.name, s.offset, s.nbytes) for s in tensor.inputs], tensor.labels)
+        if tensor.origins:
+            add(tensor.origins)
     return digest.hexdigest()
 
 

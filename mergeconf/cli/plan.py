@@ -74,6 +74,7 @@ def _print(plan: Plan, figures: dict[str, Any]) -> None:
     print("\nmodels")
     for index, model in enumerate(plan.models):
         role = "base" if index == 0 and recipe.base_model is not None else ""
+        role = ", ".join(word for word in (role, model.made_by) if word)
         size = sum(tensor.nbytes for tensor in model.tensors.values())
         print_table([(model.label, f"{len(model.tensors):,} tensors", format_size(size), role)])
     if recipe.rules:

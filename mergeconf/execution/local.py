@@ -285,6 +285,8 @@ class _Worker(threading.Thread):
         plan = self._run.plan
         bad = ~kernels.is_finite(view, plan.dtype)
         for slot, stored in enumerate(plan.inputs):
+            if stored.shape != plan.shape:
+                continue
             values = np.empty(self._size, stored.dtype.numpy)
             self.load(slot, values)
             bad &= kernels.is_finite(values, stored.dtype)

@@ -66,7 +66,7 @@ def estimate(plan: Plan, settings: Settings) -> MemoryEstimate:
         if needs[key] + state > most:
             largest, most = tensor.name, needs[key] + state
     held = BYTES_PER_TENSOR * len(plan.tensors) + _BYTES_PER_INPUT * sum(
-        len(model.tensors) for model in plan.models
+        len(checkpoint.tensors) for checkpoint in plan.checkpoints
     )
     open_tensors = min(settings.threads, len(plan.tensors))
     peak = FIXED_BYTES + held + settings.threads * worker + open_tensors * reductions

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mergeconf.checkpoint import Checkpoint, StoredTensor
 from mergeconf.layers import Place, place_of, stacks_of
 from mergeconf.plan.data import Dropped
 from mergeconf.plan.depth import Depth
+from mergeconf.plan.sources import Model, Source
 
 TIED_TO_EMBEDDING = (
     "lm_head.weight", "embed_out.weight", "decoder.weight", "shared_head.head.weight",
@@ -28,11 +28,11 @@ EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "sh
 class Alignment:
     """Every name that any model has, and where each model keeps it."""
 
-    models: tuple[Checkpoint, ...]
+    models: tuple[Model, ...]
     names: tuple[str, ...]
     """All names, in the order of the first model that has them."""
     places: dict[str, Place]
-    sources: dict[str, dict[str, StoredTensor]]
+    sources: dict[str, dict[str, Source]]
     """By name, by label of the model."""
     tied_copies: tuple[Dropped, ...]
     """Stored copies of tied weights, which the output does not need."""
@@ -45,9 +45,9 @@ class Alignment:
     """Stacks that are made of slices."""
 
 
-def align(models: Sequence[Checkpoint]) -> Alignment:
+def align(models: Sequence[Model]) -> Alignment:
     """Return where each model keeps each tensor."""
-    sources: dict[str, dict[str, StoredTensor]] = {}
+    sources: dict[str, dict[str, Source]] = {}
     for model in models:
         for name, stored in model.tensors.items():
             sources.setdefault(name, {})[model.label] = stored
@@ -58,7 +58,7 @@ def align(models: Sequence[Checkpoint]) -> Alignment:
 
 
 def _settle_ties(
-    models: Sequence[Checkpoint], sources: dict[str, dict[str, StoredTensor]]
+    models: Sequence[Model], sources: dict[str, dict[str, Source]]
 ) -> tuple[tuple[Dropped, ...], frozenset[str]]:
     """Leave out copies of tied heads; where some models have a head of their own, lend the
     others' embedding to it."""
@@ -83,7 +83,7 @@ def _settle_ties(
 
 
 def _may_be_tied(
-    label: str, having: Mapping[str, StoredTensor], embeddings: Mapping[str, StoredTensor]
+    label: str, having: Mapping[str, Source], embeddings: Mapping[str, Source]
 ) -> bool:
     """Tell whether a model's head, or the head that it lacks, has the form of its embedding.
 

@@ -9,20 +9,20 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from mergeconf.checkpoint import Checkpoint, StoredTensor
 from mergeconf.errors import Problem
 from mergeconf.layers import Place, follows_layers
 from mergeconf.plan.alignment import Alignment
-from mergeconf.plan.data import Dropped, TensorPlan
+from mergeconf.plan.data import Dropped
 from mergeconf.plan.depth import Depth
+from mergeconf.plan.sources import Model, Source
 from mergeconf.plan.stacks import Part, find_parts, part_of
 from mergeconf.recipe import ModelEntry, Recipe, Scope
 
-ByLabel = dict[str, StoredTensor]
+ByLabel = dict[str, Source]
 
 
 def assemble(
-    recipe: Recipe, models: Mapping[str, Checkpoint], alignment: Alignment
+    recipe: Recipe, models: Mapping[str, Model], alignment: Alignment
 ) -> tuple[Alignment, list[Problem]]:
     """Return the alignment of the output's names, and what the slices or modules ask in vain."""
     if not recipe.assembled:
@@ -47,7 +47,7 @@ class _Builder:
     """Collects the output's tensors, part by part."""
 
     recipe: Recipe
-    models: Mapping[str, Checkpoint]
+    models: Mapping[str, Model]
     alignment: Alignment
     sources: dict[str, ByLabel] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
@@ -111,7 +111,7 @@ class _Builder:
 
     def _layers(self, part: Part, layers: Mapping[int, Mapping[str, ByLabel]]) -> None:
         total = sum(scope.layers for scope in part.scopes)
-        origins: list[tuple[Checkpoint, int]] = []
+        origins: list[tuple[Model, int]] = []
         assert part.stack is not None
         for scope in part.scopes:
             leading = _leading(scope)
@@ -165,10 +165,10 @@ def _first(entry: ModelEntry) -> int:
 
 def left_out(
     recipe: Recipe,
-    models: Mapping[str, Checkpoint],
+    models: Mapping[str, Model],
     before: Alignment,
     after: Alignment,
-    tensors: Collection[TensorPlan],
+    used: Collection[tuple[str, str]],
     dropped: Collection[Dropped],
 ) -> Iterator[Dropped]:
     """Yield the models' tensors that no slice takes.
@@ -178,12 +178,12 @@ def left_out(
         models: By key.
         before: Where the models keep their tensors.
         after: Where the output takes its from.
-        tensors: The output's tensors.
+        used: Label and name of the tensors that the output is made from.
         dropped: Those that are left out by a rule, by their names in the output.
     """
     if not recipe.assembled:
         return
-    used = {(label, s.name) for t in tensors for label, s in zip(t.labels, t.inputs, strict=True)}
+    used = set(used)
     for name, place in after.places.items():
         if place.layer is not None:
             used |= {(label, stored.name) for label, stored in after.sources[name].items()}

@@ -6,17 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from mergeconf.checkpoint import Checkpoint, StoredTensor
 from mergeconf.dtypes import DType
 from mergeconf.errors import Problem
 from mergeconf.graph.nodes import Node
+from mergeconf.plan.sources import Model, Origin
 from mergeconf.recipe import Decision, Recipe
 from mergeconf.storage.layout import Layout
-
-Origin = tuple[int, str, str]
-"""What random draws follow: seed, name of the tensor, and the nested merge whose seed is that of
-the recipe around it (else empty)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +63,11 @@ class Plan:
     """What a run will do."""
 
     recipe: Recipe
-    models: tuple[Checkpoint, ...]
+    models: tuple[Model, ...]
     """All models that the recipe names, the base first."""
-    donor: Checkpoint
+    checkpoints: tuple[Checkpoint, ...]
+    """All that is read for them."""
+    donor: Model
     """The model that config, tokenizer and other small files come from: the base, or the first."""
     tensors: tuple[TensorPlan, ...]
     """In the order in which the output holds them."""
@@ -75,6 +75,8 @@ class Plan:
     layout: Layout
     sidecars: Mapping[str, bytes | Path]
     """Small files of the output: content, or the file to copy."""
+    config: Mapping[str, Any] | None
+    """What its config.json says, or None where it has none."""
     warnings: tuple[Problem, ...]
     rule_counts: tuple[int, ...]
     """How many tensors each rule decides."""

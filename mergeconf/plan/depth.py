@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mergeconf.checkpoint import Checkpoint
 from mergeconf.errors import Problem
 from mergeconf.layers import stacks_of
+from mergeconf.plan.sources import Model
 
 COUNTS = (
     "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers",
@@ -49,7 +49,7 @@ class Depth:
     """A stack of the output that is made of slices."""
 
     stack: str
-    origins: tuple[tuple[Checkpoint, int], ...]
+    origins: tuple[tuple[Model, int], ...]
     """For each output layer, the model and layer that decide what the config says of it: the
     base's of its slice, or else the first source's."""
 
@@ -62,7 +62,7 @@ def layer_counts(config: Config | None) -> Iterator[int]:
 
 
 def deepen(
-    donor: Checkpoint, depths: Sequence[Depth]
+    donor: Model, depths: Sequence[Depth]
 ) -> tuple[Config | None, list[Problem]]:  # fmt: skip
     """Return the donor's config with the output's layers, and what it cannot say."""
     if donor.config is None:
@@ -150,7 +150,7 @@ class _Rewrite:
 
     section: Config
     path: tuple[str, ...]
-    donor: Checkpoint
+    donor: Model
     count: int
     """The donor's number of layers."""
     depth: Depth
@@ -176,13 +176,13 @@ class _Rewrite:
         fits = isinstance(value, list) and len(value) == self.count
         return fits and not _NO_LAYERS.search(key)
 
-    def _section_of(self, model: Checkpoint) -> Config:
+    def _section_of(self, model: Model) -> Config:
         section: Any = model.config or {}
         for key in self.path:
             section = section.get(key) if isinstance(section, Mapping) else None
         return section if isinstance(section, dict) else {}
 
-    def _item(self, key: str, value: list[Any], model: Checkpoint, layer: int) -> Any:
+    def _item(self, key: str, value: list[Any], model: Model, layer: int) -> Any:
         """Return what a model's own config says of a layer, or else the donor's."""
         own = self._section_of(model).get(key)
         if isinstance(own, list) and len(own) == stacks_of(model.tensors).get(self.depth.stack):

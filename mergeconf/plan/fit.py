@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mergeconf.checkpoint import Checkpoint, StoredTensor
+from mergeconf.checkpoint import StoredTensor
 from mergeconf.errors import Location, Problem, listed
 from mergeconf.layers import stacks_of
 from mergeconf.plan.alignment import EMBEDDINGS, TIED_TO_EMBEDDING, Alignment
+from mergeconf.plan.sources import Model, Source
 from mergeconf.recipe import Recipe
 
 _SHOWN = 3
@@ -20,18 +21,21 @@ _PACKED = (".qweight", ".qzeros", ".weight_packed", "_blocks")
 """Ends of names of integers that hold packed weights."""
 
 
-def quantized_files(models: Iterable[Checkpoint]) -> frozenset[Path]:
+def quantized_files(models: Iterable[Model]) -> frozenset[Path]:
     """Return the weight files of models whose config says that they are quantized."""
     return frozenset(
         file.path
         for model in models
-        if model.config is not None and model.config.get("quantization_config")
-        for file in model.files
+        for checkpoint in model.checkpoints
+        if checkpoint.config is not None and checkpoint.config.get("quantization_config")
+        for file in checkpoint.files
     )
 
 
-def is_packed(stored: StoredTensor, quantized: frozenset[Path]) -> bool:
+def is_packed(stored: Source, quantized: frozenset[Path]) -> bool:
     """Tell whether whole numbers stand for quantized weights: comparing them would say nothing."""
+    if not isinstance(stored, StoredTensor):
+        return False
     return stored.dtype.is_integer and (
         stored.name.endswith(_PACKED)
         or (stored.file in quantized and stored.name.endswith(("weight", "_proj", "_scales")))
@@ -55,12 +59,12 @@ class Misfits:
         """Note a tensor that no module names."""
         self._nowhere.append(name)
 
-    def shapes(self, name: str, labels: Sequence[str], stored: Sequence[StoredTensor]) -> None:
+    def shapes(self, name: str, labels: Sequence[str], stored: Sequence[Source]) -> None:
         """Note a tensor whose shapes differ."""
         key = tuple((label, item.shape) for label, item in zip(labels, stored, strict=True))
         self._shapes.setdefault(key, []).append(name)
 
-    def format(self, name: str, labels: Sequence[str], stored: Sequence[StoredTensor]) -> None:
+    def format(self, name: str, labels: Sequence[str], stored: Sequence[Source]) -> None:
         """Note a tensor whose number formats cannot be merged."""
         key = tuple((label, item.dtype.name) for label, item in zip(labels, stored, strict=True))
         self._formats.setdefault(key, []).append(name)

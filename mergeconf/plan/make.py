@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mergeconf.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from mergeconf.checkpoint import open_checkpoint
 from mergeconf.dtypes import DType
-from mergeconf.errors import CheckpointError, PlanError, Problem, RecipeError
-from mergeconf.graph.nodes import Agreed, Input, Node
+from mergeconf.errors import PlanError, Problem, RecipeError
+from mergeconf.graph.nodes import Agreed, Node
 from mergeconf.methods import Method, all_methods
 from mergeconf.methods.apply import as_output, trace
 from mergeconf.plan.alignment import Alignment, align
@@ -18,11 +18,11 @@ from mergeconf.plan.assembly import assemble, left_out
 from mergeconf.plan.data import Dropped, Plan, TensorPlan
 from mergeconf.plan.depth import deepen
 from mergeconf.plan.fit import Misfits, is_packed, quantized_files
+from mergeconf.plan.models import Library, OpenModel
 from mergeconf.plan.output_files import output_files
+from mergeconf.plan.sources import Bound, Model, Source, checkpoints_of, expression_key
 from mergeconf.recipe import Decider, Decision, ModelRef, Recipe, check_names
 from mergeconf.storage.layout import OutputTensor, plan_layout
-
-OpenModel = Callable[[Path, str], Checkpoint]
 
 
 def make_plan(recipe: Recipe, *, open_model: OpenModel = open_checkpoint) -> Plan:
@@ -38,7 +38,11 @@ def make_plan(recipe: Recipe, *, open_model: OpenModel = open_checkpoint) -> Pla
         CheckpointError: models are missing, damaged or not understood.
         PlanError: the models do not fit together, or the recipe does not fit them.
     """
-    models = _open_models(recipe, open_model)
+    return _make_plan(recipe, Library(open_model, _make_plan))
+
+
+def _make_plan(recipe: Recipe, library: Library) -> Plan:
+    models = library.models_of(recipe)
     stored = align(list(models.values()))
     alignment, problems = assemble(recipe, models, stored)
     if problems:
@@ -61,8 +65,7 @@ def make_plan(recipe: Recipe, *, open_model: OpenModel = open_checkpoint) -> Pla
     errors = [problem for problem in problems if problem.severity == "error"]
     if errors:
         raise PlanError(dict.fromkeys(errors))
-    planned = compiler.tensors.values()
-    unused = left_out(recipe, models, stored, alignment, planned, compiler.dropped)
+    unused = left_out(recipe, models, stored, alignment, compiler.used, compiler.dropped)
     compiler.dropped.extend(unused)
     return _assemble(recipe, alignment, compiler, problems)
 
@@ -85,54 +88,19 @@ def _assemble(
     )
     rules.update(compiler.dropped_by_rule)
     unties = not alignment.untied.isdisjoint(compiler.tensors)
+    files, config = output_files(recipe, donor, config, compiler.out_dtype, unties=unties)
     return Plan(
         recipe=recipe,
         models=alignment.models,
+        checkpoints=checkpoints_of(alignment.models),
         donor=donor,
         tensors=tuple(compiler.tensors[name] for name in layout.tensors),
         dropped=(*alignment.tied_copies, *compiler.dropped),
         layout=layout,
-        sidecars=output_files(recipe, donor, config, compiler.out_dtype, unties=unties),
+        sidecars=files,
+        config=config,
         warnings=tuple(p for p in dict.fromkeys(found) if p.code not in recipe.silenced),
         rule_counts=tuple(rules[rule.index] for rule in recipe.rules),
-    )
-
-
-def _open_models(recipe: Recipe, open_model: OpenModel) -> dict[str, Checkpoint]:
-    """Return the models by key, the base first; all that cannot be opened are reported."""
-    models: dict[str, Checkpoint] = {}
-    problems: list[Problem] = []
-    for reference in recipe.referenced():
-        if _is_hub_only(reference, recipe.folder):
-            problems.append(
-                Problem(
-                    "is no local folder, and models are not fetched from the Hub yet",
-                    where=reference.text,
-                    location=reference.location,
-                    hint=f"hf download {reference.hub_id} --local-dir FOLDER, and name that folder",
-                )
-            )
-            continue
-        try:
-            models[reference.key] = open_model(reference.local_path(recipe.folder), reference.text)
-        except CheckpointError as error:
-            problems.extend(_located(problem, reference) for problem in error.problems)
-    if problems:
-        raise CheckpointError(problems)
-    return models
-
-
-def _is_hub_only(reference: ModelRef, folder: Path) -> bool:
-    """Tell whether a name looks like `org/name` on the Hub, and like nothing that lies here."""
-    if reference.hub_id is None or "/" not in reference.hub_id:
-        return False
-    organization = reference.hub_id.partition("/")[0]
-    return not (folder / organization).exists() and not reference.local_path(folder).exists()
-
-
-def _located(problem: Problem, reference: ModelRef) -> Problem:
-    return Problem(
-        problem.message, problem.where, reference.location, problem.hint, problem.severity
     )
 
 
@@ -141,9 +109,11 @@ class _Compiler:
     """Makes expressions, each different one once, and collects what stands in the way."""
 
     recipe: Recipe
-    models: Mapping[str, Checkpoint]
+    models: Mapping[str, Model]
     alignment: Alignment
     tensors: dict[str, TensorPlan] = field(default_factory=dict)
+    used: set[tuple[str, str]] = field(default_factory=set)
+    """Label and name of the tensors that the output is made from."""
     dropped: list[Dropped] = field(default_factory=list)
     dropped_by_rule: Counter[int | None] = field(default_factory=Counter)
     misfits: Misfits = field(default_factory=Misfits)
@@ -180,17 +150,18 @@ class _Compiler:
         if missing:
             self.misfits.missing(name, missing)
             return
-        stored = tuple(sources[label] for label in labels)
-        shapes = {tensor.shape for tensor in stored}
+        given = tuple(sources[label] for label in labels)
+        shapes = {tensor.shape for tensor in given}
         if len(shapes) > 1:
-            self.misfits.shapes(name, labels, stored)
+            self.misfits.shapes(name, labels, given)
             return
-        if decision.take is None and any(is_packed(tensor, self.quantized) for tensor in stored):
-            self.misfits.format(name, labels, stored)
+        if decision.take is None and any(is_packed(tensor, self.quantized) for tensor in given):
+            self.misfits.format(name, labels, given)
             return
-        plan = self._plan(name, decision, labels, stored)
+        plan = self._plan(name, decision, labels, given)
         if plan is not None:
             self.tensors[name] = plan
+            self.used.update(zip(labels, (tensor.name for tensor in given), strict=True))
 
     def _references(self, decision: Decision) -> tuple[ModelRef, ...]:
         if decision.take is not None:
@@ -203,32 +174,35 @@ class _Compiler:
         name: str,
         decision: Decision,
         labels: tuple[str, ...],
-        stored: tuple[StoredTensor, ...],
+        given: tuple[Source, ...],
     ) -> TensorPlan | None:
-        first = stored[0]
-        dtypes = tuple(tensor.dtype for tensor in stored)
+        first = given[0]
+        dtypes = tuple(tensor.dtype for tensor in given)
         out_dtype = (self.out_dtype or first.dtype) if first.dtype.is_float else first.dtype
         if not all(dtype.is_float for dtype in dtypes) and (
             len(set(dtypes)) > 1 or not (first.dtype.is_integer or decision.take)
         ):
-            self.misfits.format(name, labels, stored)
+            self.misfits.format(name, labels, given)
             return None
-        key: object = (decision, dtypes, first.shape, out_dtype)
+        bound = Bound.of(given, labels)
+        key: object = (decision, tuple(map(expression_key, given)), first.shape, out_dtype)
         if key not in self._traced:
-            self._traced[key] = self._expression(decision, dtypes, first.shape, out_dtype)
+            self._traced[key] = self._expression(decision, bound.nodes, first.shape, out_dtype)
         expression = self._traced[key]
         if expression is None:
             return None
-        return TensorPlan(name, first.shape, out_dtype, expression, stored, labels, decision)
+        return TensorPlan(
+            name, first.shape, out_dtype, expression, tuple(bound.inputs), tuple(bound.labels),
+            decision, tuple(bound.origins),
+        )  # fmt: skip
 
     def _expression(
         self,
         decision: Decision,
-        dtypes: tuple[DType, ...],
+        nodes: Sequence[Node],
         shape: tuple[int, ...],
         out_dtype: DType,
     ) -> Node | None:
-        nodes = [Input(slot, dtype) for slot, dtype in enumerate(dtypes)]
         if decision.take is not None:
             return as_output(nodes[0], out_dtype)
         if not out_dtype.is_float:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mergeconf.checkpoint import Checkpoint
 from mergeconf.dtypes import DType
+from mergeconf.plan.sources import Model
 from mergeconf.recipe import Recipe
 
 RECIPE_NAME = "recipe.yaml"
@@ -22,13 +22,13 @@ _DTYPE_KEYS = ("dtype", "torch_dtype")
 
 def output_files(
     recipe: Recipe,
-    donor: Checkpoint,
-    config: Mapping[str, Any] | None,
+    donor: Model,
+    config: dict[str, Any] | None,
     out_dtype: DType | None,
     *,
     unties: bool,
-) -> dict[str, bytes | Path]:
-    """Return the output's small files by name: content, or the file to copy.
+) -> tuple[dict[str, bytes | Path], dict[str, Any] | None]:
+    """Return the output's small files by name (content, or the file to copy), and its config.
 
     Args:
         recipe: Is copied into the output, unchanged.
@@ -37,13 +37,13 @@ def output_files(
         out_dtype: Format of all weights, or None where each keeps its own.
         unties: Whether the output has a head of its own though the donor's config ties it.
     """
-    files: dict[str, bytes | Path] = {sidecar.name: sidecar.path for sidecar in donor.sidecars}
+    files = dict(donor.files)
     if config is not None:
-        changed = _config(config, out_dtype, unties=unties)
-        if changed != donor.config:
-            files["config.json"] = (json.dumps(changed, indent=2, sort_keys=True) + "\n").encode()
+        config = _config(config, out_dtype, unties=unties)
+        if config != donor.config:
+            files["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
     files[RECIPE_NAME] = recipe.text.encode()
-    return files
+    return files, config
 
 
 def _config(config: Mapping[str, Any], out_dtype: DType | None, *, unties: bool) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from mergeconf.checkpoint import Checkpoint
 from mergeconf.errors import Location, Problem, did_you_mean
 from mergeconf.layers import Place, stacks_of
 from mergeconf.plan.depth import layer_counts
+from mergeconf.plan.sources import Model
 from mergeconf.recipe import Recipe, Scope
 
 _WORDS = {
@@ -55,7 +55,7 @@ class Part:
 
 
 def find_parts(
-    recipe: Recipe, models: Mapping[str, Checkpoint]
+    recipe: Recipe, models: Mapping[str, Model]
 ) -> tuple[tuple[Part, ...], list[Problem]]:
     """Return the parts that slices or modules make, and what cannot be found."""
     first = models[recipe.models[0].model.key]
@@ -85,7 +85,7 @@ def find_parts(
     return tuple(parts), problems
 
 
-def _only_stack(model: Checkpoint, location: Location | None) -> str | Problem:
+def _only_stack(model: Model, location: Location | None) -> str | Problem:
     """Return the stack of a model that has one, or that of which its config speaks."""
     stacks = stacks_of(model.tensors)
     if len(stacks) == 1:
@@ -108,7 +108,7 @@ def _only_stack(model: Checkpoint, location: Location | None) -> str | Problem:
 
 
 def _named_stack(
-    module: str, model: Checkpoint, scopes: Sequence[Scope]
+    module: str, model: Model, scopes: Sequence[Scope]
 ) -> str | Problem | None:  # fmt: skip
     """Return the stack that a module's key means, None for a part without layers."""
     stacks = stacks_of(model.tensors)
@@ -135,7 +135,7 @@ def _named_stack(
     return Problem(f"'{model.label}' has no module '{module}'", where, location, hint)
 
 
-def _names_of(stacks: Sequence[str], model: Checkpoint) -> list[str]:
+def _names_of(stacks: Sequence[str], model: Model) -> list[str]:
     """Return the names that a user may write for the modules of a model."""
     names = [stack.rpartition(".")[0] or stack for stack in stacks]
     if len(stacks) == 1:
@@ -157,7 +157,7 @@ def _candidates(module: str, stacks: Sequence[str]) -> Iterator[str]:
     yield from exact or part or [s for s in stacks if word is not None and word.search(s)]
 
 
-def _misfits(part: Part, models: Mapping[str, Checkpoint]) -> Iterator[Problem]:
+def _misfits(part: Part, models: Mapping[str, Model]) -> Iterator[Problem]:
     """Yield the sources that lack the stack or its layers."""
     if part.stack is None:
         return

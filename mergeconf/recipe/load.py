@@ -164,6 +164,7 @@ class _Loader:
             parameters=parse_parameters(data.get("parameters"), ("parameters",), self.collector),
             rules=self._rules(method),
             seed=data["seed"] if isinstance(data.get("seed"), int) else 0,
+            seed_scope="",
             dtype=_sound(parse_dtype, data.get("dtype")),
             out_dtype=_sound(parse_dtype, data.get("out_dtype")),
             shard_size=_sound(parse_size, output.get("shard_size")) or DEFAULT_SHARD_SIZE,

@@ -25,16 +25,19 @@ _HUB_ID = re.compile(r"(?P<id>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>[^@]+))?", r
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A model as the recipe names it: a local folder or file, or a repository of the Hub."""
+    """A model as the recipe names it: a local folder or file, a repository of the Hub, or a
+    merge."""
 
     text: str
     """As written; `path@revision` where it was written as a mapping."""
     location: Location | None = field(default=None, compare=False)
+    merge: Recipe | None = field(default=None, compare=False)
+    """The recipe that makes it, where it is itself a merge; `text` is then its name."""
 
     @property
     def hub_id(self) -> str | None:
         """The text as an id on the Hub (`org/name`), without revision, or None if it is none."""
-        found = _HUB_ID.fullmatch(self.text)
+        found = None if self.merge else _HUB_ID.fullmatch(self.text)
         return found["id"] if found else None
 
     @property
@@ -50,6 +53,8 @@ class ModelRef:
     @property
     def key(self) -> str:
         """What two spellings of one model share: `./a/` and `a`, `org/b@main` and `org/b`."""
+        if self.merge is not None:
+            return f"merge {self.text}"
         if self.revision == "main":
             return self.hub_id or self.text
         return os.path.normpath(self.text)
@@ -178,6 +183,9 @@ class Recipe:
     rules: tuple[Rule, ...]
     seed: int
     """At least 0, below 2**64."""
+    seed_scope: str
+    """Which of the merges that share the seed this is, where it is nested in another recipe and
+    names no seed of its own; else empty."""
     dtype: str | None
     """`dtype` of the recipe: float64, float32, float16 or bfloat16."""
     out_dtype: str | None
