@@ -226,6 +226,9 @@ class _Fake:
     def draw(self, node: Random, view: Array) -> None:
         view[:] = draws(node)
 
+    def expand(self, node: Any, view: Array) -> None:
+        raise AssertionError
+
     def reduce(self, index: int, view: Array) -> None:
         self.counts[index] = view[:SIZE].copy()
 

@@ -23,7 +23,7 @@ from mergeconf.execution.observer import Observer
 from mergeconf.execution.tensor_run import Sweep, TensorRun
 from mergeconf.execution.workspace import Workspace
 from mergeconf.graph.geometry import BLOCK
-from mergeconf.graph.nodes import Random
+from mergeconf.graph.nodes import Expanded, Random
 from mergeconf.graph.random import fill_draws
 from mergeconf.plan import TensorPlan
 
@@ -142,6 +142,7 @@ class LocalExecutor:
             if following is not None:
                 self._read_ahead(following)
             run = TensorRun(plan, self.seed, self.settings.chunk)
+            run.open(self.reads)
             self.advance(run)
 
     def _read_ahead(self, plan: TensorPlan) -> None:
@@ -156,6 +157,7 @@ class LocalExecutor:
         while sweep is not None and not sweep.ranges:
             sweep = run.next_sweep()
         if sweep is None:
+            run.close()
             self.sink.finish(run.plan.name)
             self.observer.finished_tensor(run.plan.name)
             with self._condition:
@@ -236,6 +238,11 @@ class _Worker(threading.Thread):
     def draw(self, node: Random, view: Array) -> None:
         """Draw random integers for the tile."""
         fill_draws(self._run.keys[node], self._start, view)
+
+    def expand(self, node: Expanded, view: Array) -> None:
+        """Compute a tile from inputs that are kept whole."""
+        assert self._run.whole is not None
+        self._run.whole.fill(node, self._start, view)
 
     def reduce(self, index: int, view: Array) -> None:
         """Feed a reduction, or take part of a sample for it."""

@@ -22,8 +22,10 @@ from mergeconf.graph.nodes import (
     Input,
     Item,
     KthLargest,
+    LowRank,
     Node,
     Observe,
+    PerRow,
     Pick,
     Random,
     RankShare,
@@ -116,6 +118,8 @@ class _Lowering:
                 return self.builder.load(node.slot, node.dtype.numpy)
             case Random():
                 return self.builder.draw(node)
+            case LowRank() | PerRow():
+                return self.builder.expand(node)
             case Cast():
                 return self._cast(node)
             case Elementwise():

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from mergeconf.errors import MemoryBudgetError, Problem
 from mergeconf.execution.kernels import ROW_PIECE
 from mergeconf.execution.local import CHUNK_TILES, DEFAULT_TILE, Settings
+from mergeconf.execution.products import PIECE, whole_bytes
 from mergeconf.execution.program import Program, compile_expression
 from mergeconf.execution.reducers import MOST_KEPT
 from mergeconf.graph.geometry import BLOCK, Geometry
@@ -40,7 +41,7 @@ class MemoryEstimate:
     worker_bytes: int
     """Buffers of one worker thread."""
     reduction_bytes: int
-    """State of the reductions of the tensors that are open at a time."""
+    """State of the reductions of a tensor that is open, and its inputs that are kept whole."""
     plan_bytes: int
     """The plan itself."""
     largest: str
@@ -61,7 +62,7 @@ def estimate(plan: Plan, settings: Settings) -> MemoryEstimate:
         program = compile_expression(tensor.expression)
         if key not in needs:
             needs[key] = _worker_bytes(program, tensor, settings)
-        state = _reduction_bytes(program, tensor)
+        state = _reduction_bytes(program, tensor) + whole_bytes(program.expanded, tensor.inputs)
         worker, reductions = max(worker, needs[key]), max(reductions, state)
         if needs[key] + state > most:
             largest, most = tensor.name, needs[key] + state
@@ -77,10 +78,11 @@ def _worker_bytes(program: Program, tensor: TensorPlan, settings: Settings) -> i
     tile = settings.tile
     if program.levels or program.whole_rows:
         tile = max(tile, BLOCK)
-    scratch = 0
+    scratch = 4 * PIECE if program.expanded else 0
     if program.whole_rows:
         row = Geometry.of(tensor.shape).row
-        tile, scratch = max(tile, row), max(row, ROW_PIECE) * _SCRATCH_PER_ROW_ELEMENT
+        tile = max(tile, row)
+        scratch += max(row, ROW_PIECE) * _SCRATCH_PER_ROW_ELEMENT
     return tile * (program.bytes_per_element + _SCRATCH_PER_ELEMENT) + scratch
 
 

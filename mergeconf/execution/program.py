@@ -13,6 +13,7 @@ from mergeconf.execution.lower import lower_output, lower_reductions
 from mergeconf.execution.tape import Tape
 from mergeconf.graph.nodes import (
     Compute,
+    Expanded,
     Item,
     KthLargest,
     Node,
@@ -38,6 +39,8 @@ class Program:
     """Computes and stores the output."""
     randoms: tuple[Random, ...]
     """The random draws, each of which gets a key from the tensor's name."""
+    expanded: tuple[Expanded, ...] = ()
+    """What is made from inputs that are kept whole."""
     whole_rows: bool = False
     """Whether a tile has to hold whole rows."""
     _sweeps: dict[tuple[int, ...], Tape] = field(default_factory=dict)
@@ -78,6 +81,7 @@ def _compiled(key: _ByIdentity) -> Program:
         levels=[tuple(level) for level in levels],
         final=lower_output(root),
         randoms=tuple(node for node in order if isinstance(node, Random)),
+        expanded=tuple(node for node in order if isinstance(node, Expanded)),
         whole_rows=any(isinstance(node, RowLocal) for node in order),
     )
 

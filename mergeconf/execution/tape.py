@@ -13,9 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mergeconf.graph.nodes import KthLargest, Random, Reduce, Scalar
+from mergeconf.graph.nodes import Expanded, KthLargest, Random, Reduce, Scalar
 
-Action = Literal["compute", "load", "draw", "reduce", "count", "check", "refuse", "store"]
+Action = Literal[
+    "compute", "load", "draw", "expand", "reduce", "count", "check", "refuse", "store"
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ class Instruction:
     scratch: tuple[Ref, ...]
     out: Ref | None
     what: Any = None
-    """Slot to load, `Random` to draw, reduction to feed, name to count under, limit to check."""
+    """Slot to load, `Random` to draw, node to expand, reduction to feed, name to count under, limit
+    to check."""
 
 
 @dataclass(slots=True)
@@ -160,6 +163,12 @@ class TapeBuilder:
         """Add the drawing of random integers for the tile."""
         result = self.register("<u2")
         self.tape.instructions.append(Instruction("draw", None, (), (), result, node))
+        return result
+
+    def expand(self, node: Expanded) -> Ref:
+        """Add the computing of a tile from inputs that are kept whole."""
+        result = self.register("<f4")
+        self.tape.instructions.append(Instruction("expand", None, (), (), result, node))
         return result
 
     def hand_over(self, action: Action, operand: Ref, what: Any = None) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 
+from mergeconf.checkpoint import ReadFiles
 from mergeconf.errors import ExecutionError, Problem
+from mergeconf.execution.products import Whole
 from mergeconf.execution.program import (
     Known,
     Program,
@@ -59,6 +61,8 @@ class TensorRun:
         self.pending = 0
         """Pieces of the current sweep that are not done yet."""
         self.geometry = Geometry.of(plan.shape)
+        self.whole: Whole | None = None
+        """The inputs that are kept whole, while the tensor is open."""
         self._chunk = chunk
         self._known: Known = {}
         self._level = -1
@@ -66,6 +70,15 @@ class TensorRun:
         self._sampled = False
         self._sweeps = 0
         self._current: Sweep | None = None
+
+    def open(self, reads: ReadFiles) -> None:
+        """Read the inputs that are kept whole."""
+        if self.program.expanded:
+            self.whole = Whole(self.program.expanded, self.plan.inputs, reads)
+
+    def close(self) -> None:
+        """Let go of the inputs that were kept whole."""
+        self.whole = None
 
     def next_sweep(self) -> Sweep | None:
         """Return the next pass to make, given that the last one is complete; None at the end."""

@@ -31,6 +31,9 @@ class Surroundings(Protocol):
     def draw(self, node: Any, view: Array) -> None:
         """Fill a register with random integers."""
 
+    def expand(self, node: Any, view: Array) -> None:
+        """Fill a register from inputs that are kept whole."""
+
     def reduce(self, index: int, view: Array) -> None:
         """Take a tile of what a reduction reduces, with room up to 512 elements."""
 
@@ -118,6 +121,7 @@ class Workspace:
         outside: Mapping[str, Callable[..., None]] = {
             "load": self._surroundings.load,
             "draw": self._surroundings.draw,
+            "expand": self._surroundings.expand,
             "count": self._surroundings.count,
             "check": self._surroundings.check,
             "refuse": self._surroundings.refuse,

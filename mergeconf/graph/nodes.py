@@ -145,6 +145,45 @@ class Observe:
 
 
 @dataclass(frozen=True, slots=True)
+class LowRank:
+    """The product of two small matrices: at each position Σ_k left[row, k] · right[k, column].
+
+    The terms are rounded to float32 one by one and added from the first to the last. The rows are
+    those of the product, `width` elements each, whatever the shape of the tensor around it.
+    """
+
+    left: Input
+    """rows × rank; small enough to be kept whole."""
+    right: Input
+    """rank × width."""
+    rank: int
+    width: int
+    left_transposed: bool = False
+    """Whether it is stored as rank × rows."""
+    right_transposed: bool = False
+    """Whether it is stored as width × rank."""
+
+    @property
+    def kind(self) -> Kind:
+        """A value to compute with."""
+        return "f32"
+
+
+@dataclass(frozen=True, slots=True)
+class PerRow:
+    """One value for each row of `width` elements, at every element of the row."""
+
+    x: Input
+    """One element a row; kept whole."""
+    width: int
+
+    @property
+    def kind(self) -> Kind:
+        """A value to compute with."""
+        return "f32"
+
+
+@dataclass(frozen=True, slots=True)
 class RankShare:
     """Thresholds for draws that grow with the rank of x within its row; x has no negative value.
 
@@ -247,7 +286,9 @@ class Item:
 Scalar = Reduce | KthLargest | Item
 RowLocal = RankShare | RowCombine | RowDivergence
 """Nodes whose value at a position depends on the whole row."""
-Node = Input | Cast | Elementwise | Pick | Choose | Agreed | Random | Observe | RowLocal
+Expanded = LowRank | PerRow
+"""Nodes made from inputs that are smaller than the tensor, and kept whole while it is computed."""
+Node = Input | Cast | Elementwise | Pick | Choose | Agreed | Random | Observe | Expanded | RowLocal
 AnyNode = Node | Scalar | Compute
 
 
@@ -273,7 +314,9 @@ def children(node: AnyNode) -> Iterator[AnyNode]:
         case Observe():
             yield node.x
             yield from (mask for _, mask in node.counts)
-        case KthLargest() | RankShare():
+        case LowRank():
+            yield from (node.left, node.right)
+        case KthLargest() | RankShare() | PerRow():
             yield node.x
         case RowDivergence():
             yield from (node.x, node.y)

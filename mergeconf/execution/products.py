@@ -1,0 +1,151 @@
+"""Values made from inputs that are kept whole: products of small matrices, one number a row.
+
+Why no BLAS: its sums depend on the processor and on the shape of the piece. A product of rank r is
+r updates by a column and a row instead, each a multiplication and an addition of float32 arrays
+that stay in the cache. Measured on one core of a server (AMD EPYC, numpy 2.4): 0.25 ns an element
+and rank for rows of 4,096 and more, 0.5 ns for rows of 128 to 1,024.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mergeconf.checkpoint import ReadFiles, StoredTensor
+from mergeconf.dtypes import DType
+from mergeconf.errors import ExecutionError, Problem
+from mergeconf.execution.kernels import Array
+from mergeconf.graph.nodes import Expanded, LowRank, PerRow
+
+PIECE = 1 << 15
+"""Elements of a product that are updated at a time, so that they and the terms fit the L2 cache."""
+
+
+class Whole:
+    """The whole inputs of one tensor, as float32, and what is made from them."""
+
+    def __init__(
+        self, nodes: Sequence[Expanded], inputs: Sequence[StoredTensor], reads: ReadFiles
+    ) -> None:
+        self._matrices: Mapping[int, tuple[Array, ...]] = {
+            id(node): _load(node, inputs, reads) for node in nodes
+        }
+
+    def fill(self, node: Expanded, start: int, out: Array) -> None:
+        """Compute a stretch of the tensor, from element `start` on."""
+        if isinstance(node, LowRank):
+            left, right = self._matrices[id(node)]
+            fill_product(left, right, start, out)
+        else:
+            fill_rows(self._matrices[id(node)][0], node.width, start, out)
+
+
+def whole_bytes(nodes: Sequence[Expanded], inputs: Sequence[StoredTensor]) -> int:
+    """Return an upper bound of what `Whole` holds for a tensor, in bytes, loading included."""
+    held, most = 0, 0
+    for node in nodes:
+        for slot in _slots(node):
+            stored = inputs[slot]
+            held += 4 * stored.numel
+            most = max(most, stored.nbytes + 5 * stored.numel)
+    return held + most
+
+
+def _slots(node: Expanded) -> tuple[int, ...]:
+    return (node.left.slot, node.right.slot) if isinstance(node, LowRank) else (node.x.slot,)
+
+
+def _load(node: Expanded, inputs: Sequence[StoredTensor], reads: ReadFiles) -> tuple[Array, ...]:
+    if isinstance(node, PerRow):
+        return (_read(inputs[node.x.slot], reads),)
+    left, right = (_read(inputs[slot], reads) for slot in _slots(node))
+    left = left.reshape(node.rank, -1).T if node.left_transposed else left.reshape(-1, node.rank)
+    right = right.reshape(-1, node.rank).T if node.right_transposed else right
+    return np.ascontiguousarray(left), np.ascontiguousarray(right.reshape(node.rank, -1))
+
+
+def _read(stored: StoredTensor, reads: ReadFiles) -> Array:
+    """Return all of a stored tensor, flat, as float32."""
+    raw = np.empty(stored.numel, stored.dtype.numpy)
+    reads.read_into(stored, 0, raw.view(np.uint8).data)
+    match stored.dtype:
+        case DType.float32:
+            values: Array = raw
+        case DType.bfloat16:
+            bits = raw.astype("<u4")
+            np.left_shift(bits, 16, out=bits)
+            values = bits.view("<f4")
+        case DType.float16:
+            values = raw.view("<f2").astype("<f4")
+        case _:
+            values = raw.astype("<f4")
+    if not np.isfinite(values).all():
+        raise ExecutionError(
+            Problem("holds NaN or infinity", where=f"{stored.file}: {stored.name}",
+                    hint="the adapter is broken: its training has diverged")
+        )  # fmt: skip
+    return values
+
+
+def fill_product(left: Array, right: Array, start: int, out: Array) -> None:
+    """Fill `out` with the elements of left · right, row by row, from element `start` on.
+
+    Args:
+        left: rows × rank, float32.
+        right: rank × width, float32.
+        start: First element that is wanted; it may lie inside a row.
+        out: Takes as many elements as it has; they may end inside a row.
+    """
+    width = right.shape[1]
+    done, size = 0, len(out)
+    while done < size:
+        row, column = divmod(start + done, width)
+        if column or size - done < width:  # part of a row
+            end = min(width, column + size - done)
+            _fill_block(left[row : row + 1], right[:, column:end], out[done:][None, : end - column])
+            done += end - column
+        else:
+            rows = (size - done) // width
+            block = out[done : done + rows * width].reshape(rows, width)
+            _fill_block(left[row : row + rows], right, block)
+            done += rows * width
+
+
+def _fill_block(left: Array, right: Array, out: Array) -> None:
+    """Compute left · right piece by piece."""
+    rows, width = out.shape
+    columns = min(width, PIECE)
+    step = max(1, PIECE // columns)
+    terms = np.empty((min(step, rows), columns), np.float32)
+    for top in range(0, rows, step):
+        for begin in range(0, width, columns):
+            part = out[top : top + step, begin : begin + columns]
+            _update(
+                left[top : top + step], right[:, begin : begin + columns], part,
+                terms[: part.shape[0], : part.shape[1]],
+            )  # fmt: skip
+
+
+def _update(left: Array, right: Array, out: Array, terms: Array) -> None:
+    np.multiply(left[:, :1], right[0], out=out)
+    for index in range(1, left.shape[1]):
+        np.multiply(left[:, index : index + 1], right[index], out=terms)
+        np.add(out, terms, out=out)
+
+
+def fill_rows(values: Array, width: int, start: int, out: Array) -> None:
+    """Fill `out` with values[element // width], from element `start` on."""
+    first, skip = divmod(start, width)
+    count = math.ceil((skip + len(out)) / width)
+    if count == 1:
+        out[:] = values[first]
+        return
+    head = min(width - skip, len(out))
+    out[:head] = values[first]
+    rows = (len(out) - head) // width
+    middle = out[head : head + rows * width].reshape(rows, width)
+    middle[...] = values[first + 1 : first + 1 + rows, None]
+    if head + rows * width < len(out):
+        out[head + rows * width :] = values[first + 1 + rows]
