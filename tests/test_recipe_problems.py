@@ -185,15 +185,18 @@ KEYS_AND_KINDS += [
      23, "unknown key", "write a space after the colon"),
 ]  # fmt: skip
 
+NESTED = [
+    ("merge_method: passthrough\nmodels:\n  - model: {merge_method: ties, models: [o/a]}",
+     "models.0.model.base_model", 3, 5, "missing", ""),
+    ("merge_method: passthrough\nmodels:\n  - merge_method: lineer\n    models: [o/a]",
+     "models.0.merge_method", 3, 19, "unknown merge method", "did you mean 'linear'?"),
+    ("merge_method: passthrough\nmodels: [{model: {recipe: 5}}]", "models.0.model.recipe", 2, 27,
+     "expected the path of a recipe, found 5", ""),
+    (LINEAR + "definitions: [x]", "definitions", 5, 14, "expected names and merges, found a", ""),
+    (LINEAR + "definitions: {x: 5}", "definitions.x", 5, 18, "expected a merge, found", ""),
+]  # fmt: skip
+
 LATER = [
-    ("merge_method: linear\nmodels:\n  - model: {merge_method: ties, models: [o/a]}",
-     "models.0.model", 3, 12, "a merge as the input", "run that merge first"),
-    ("merge_method: linear\nmodels:\n  - merge_method: ties\n    models: [o/a]", "models.0", 3, 5,
-     "a merge as the input", ""),
-    ("merge_method: linear\nmodels: [{model: {recipe: a.yaml}}]", "models.0.model", 2, 18,
-     "a merge as the input", ""),
-    (LINEAR + "definitions: {x: {merge_method: linear, models: [o/a]}}", "definitions", 5, 1,
-     "definitions are not", ""),
     ("merge_method: linear\nmodels: [o/a+o/lora]", "models.0", 2, 10, "adapters", "merge the"),
     ("merge_method: linear\nmodels: [{model: {model: o/a, lora: o/l}}]", "models.0.model.lora", 2,
      31, "adapters", ""),
@@ -266,7 +269,7 @@ SLICED = [
      "unknown key", "did you mean 'models'?"),
 ]  # fmt: skip
 
-TABLE = FROM_PEERS + KEYS_AND_KINDS + METHODS_AND_MODELS + RULES + SLICED + LATER
+TABLE = FROM_PEERS + KEYS_AND_KINDS + METHODS_AND_MODELS + RULES + SLICED + NESTED + LATER
 
 
 @pytest.mark.parametrize(("text", "where", "line", "column", "message", "hint"), TABLE)

@@ -11,6 +11,7 @@ from mergeconf.checkpoint import open_checkpoint
 from mergeconf.dtypes import DType
 from mergeconf.errors import PlanError, Problem, RecipeError
 from mergeconf.graph.nodes import Agreed, Node
+from mergeconf.graph.rewrite import interned
 from mergeconf.methods import Method, all_methods
 from mergeconf.methods.apply import as_output, trace
 from mergeconf.plan.alignment import Alignment, align
@@ -20,7 +21,7 @@ from mergeconf.plan.depth import deepen
 from mergeconf.plan.fit import Misfits, is_packed, quantized_files
 from mergeconf.plan.models import Library, OpenModel
 from mergeconf.plan.output_files import output_files
-from mergeconf.plan.sources import Bound, Model, Source, checkpoints_of, expression_key
+from mergeconf.plan.sources import Bound, Model, Source, checkpoints_of
 from mergeconf.recipe import Decider, Decision, ModelRef, Recipe, check_names
 from mergeconf.storage.layout import OutputTensor, plan_layout
 
@@ -185,9 +186,9 @@ class _Compiler:
             self.misfits.format(name, labels, given)
             return None
         bound = Bound.of(given, labels)
-        key: object = (decision, tuple(map(expression_key, given)), first.shape, out_dtype)
+        key: object = (decision, bound.key, first.shape, out_dtype)
         if key not in self._traced:
-            self._traced[key] = self._expression(decision, bound.nodes, first.shape, out_dtype)
+            self._traced[key] = self._expression(decision, bound.nodes(), first.shape, out_dtype)
         expression = self._traced[key]
         if expression is None:
             return None
@@ -213,7 +214,7 @@ class _Compiler:
         models = nodes[1:] if decision.base is not None else nodes
         parameters = {resolved.name: resolved.value for resolved in decision.parameters}
         try:
-            return trace(method, base, models, shape, parameters, out_dtype)
+            return interned(trace(method, base, models, shape, parameters, out_dtype))
         except ValueError as error:
             where = "" if decision.rule is None else f"rules.{decision.rule}"
             problem = Problem(f"{method.name}: {error}", where, decision.location)

@@ -84,14 +84,17 @@ class Model:
 
 @dataclass(slots=True)
 class Bound:
-    """Several models' tensors as expressions over one list of input slots."""
+    """Several models' tensors over one list of input slots; what two of them read is read once."""
 
-    nodes: list[Node] = field(default_factory=list)
-    """One expression a tensor, of stored bits."""
     inputs: list[StoredTensor] = field(default_factory=list)
+    """The stored tensor of each slot."""
     labels: list[str] = field(default_factory=list)
+    """The model that each slot is read from."""
     origins: list[Origin] = field(default_factory=list)
     """By `Random.scope`, from 1: scope 0 is the output tensor's own."""
+    _parts: list[tuple[Source, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    """Each tensor, with the slots of its inputs and the scopes of its random draws."""
+    _slots: dict[int, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, sources: Sequence[Source], labels: Sequence[str]) -> Bound:
@@ -103,28 +106,47 @@ class Bound:
         """
         bound = cls()
         for source, label in zip(sources, labels, strict=True):
-            bound._add(source, label)
+            if isinstance(source, StoredTensor):
+                bound._parts.append((source, (bound._slot(source, label),), ()))
+                continue
+            slots = map(bound._slot, source.inputs, source.labels)
+            scopes = map(bound._scope, source.origins)
+            bound._parts.append((source, tuple(slots), tuple(scopes)))
         return bound
 
-    def _add(self, source: Source, label: str) -> None:
-        first = len(self.inputs)
-        if isinstance(source, StoredTensor):
-            self.nodes.append(Input(first, source.dtype))
-            self.inputs.append(source)
+    @property
+    def key(self) -> object:
+        """What the expressions depend on, beside the tensors' shape."""
+        return tuple(
+            (source.dtype if isinstance(source, StoredTensor) else id(source.expression), *rest)
+            for source, *rest in self._parts
+        )
+
+    def nodes(self) -> list[Node]:
+        """Return each tensor as an expression of stored bits over the slots."""
+        found: list[Node] = []
+        for source, slots, scopes in self._parts:
+            if isinstance(source, StoredTensor):
+                found.append(Input(slots[0], source.dtype))
+                continue
+            inputs = {
+                old: Input(new, stored.dtype)
+                for old, (new, stored) in enumerate(zip(slots, source.inputs, strict=True))
+            }
+            found.append(substitute(source.expression, inputs, dict(enumerate(scopes))))
+        return found
+
+    def _slot(self, stored: StoredTensor, label: str) -> int:
+        slot = self._slots.setdefault(id(stored), len(self.inputs))
+        if slot == len(self.inputs):
+            self.inputs.append(stored)
             self.labels.append(label)
-            return
-        slots = {slot: Input(first + slot, item.dtype) for slot, item in enumerate(source.inputs)}
-        scope = 1 + len(self.origins)
-        scopes = {old: scope + old for old in range(len(source.origins))}
-        self.nodes.append(substitute(source.expression, slots, scopes))
-        self.inputs.extend(source.inputs)
-        self.labels.extend(source.labels)
-        self.origins.extend(source.origins)
+        return slot
 
-
-def expression_key(source: Source) -> object:
-    """Return what an expression made from a tensor depends on, beside the tensor's shape."""
-    return source.dtype if isinstance(source, StoredTensor) else id(source.expression)
+    def _scope(self, origin: Origin) -> int:
+        if origin not in self.origins:
+            self.origins.append(origin)
+        return 1 + self.origins.index(origin)
 
 
 def checkpoints_of(models: Iterable[Model]) -> tuple[Checkpoint, ...]:

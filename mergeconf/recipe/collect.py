@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from mergeconf.errors import Location, Problem, RecipeError, did_you_mean
 from mergeconf.recipe.words import BadValue
 from mergeconf.recipe.yaml_source import Path, Source
+
+if TYPE_CHECKING:
+    from mergeconf.recipe.merges import Merges
 
 
 class Collector:
@@ -14,17 +19,40 @@ class Collector:
 
     def __init__(self, source: Source) -> None:
         self.source = source
+        self.prefix: Path = ()
+        """Where the data stands in the recipe that it is a part of."""
+        self.merges: Merges
+        """The merges that models can name; set before models are read."""
         self.errors: list[Problem] = []
         self.warnings: list[Problem] = []
         self.meant: set[str] = set()
         """Names that misspelled keys seem to mean: nobody has to be told that they are missing."""
+
+    def child(self, path: Path) -> Collector:
+        """Return a collector for a part of the data, whose problems come to this one."""
+        child = Collector(self.source.at(path))
+        child.prefix = (*self.prefix, *path)
+        child.errors, child.warnings = self.errors, self.warnings
+        return child
+
+    def where(self, path: Path) -> str:
+        """Return a key path as messages write it: `models.1.parameters.weight`."""
+        return dotted((*self.prefix, *path))
+
+    def adopt(self, problems: Iterable[Problem], path: Path) -> None:
+        """Note the problems of another file, which a path names."""
+        for problem in problems:
+            if problem.location is None and problem.severity == "error":
+                location = self.source.locate(path)
+                problem = replace(problem, location=location)
+            self._add(self.errors if problem.severity == "error" else self.warnings, problem)
 
     def error(
         self, path: Path, message: str, hint: str = "", *, key: bool = False, code: str = ""
     ) -> None:
         """Note an error at the value of a path, or at its key."""
         location = self.source.locate(path, key=key)
-        self.error_at(dotted(path), location, message, hint, code)
+        self.error_at(self.where(path), location, message, hint, code)
 
     def error_at(
         self, where: str, location: Location | None, message: str, hint: str = "", code: str = ""
@@ -48,7 +76,7 @@ class Collector:
     def warn(self, code: str, path: Path, message: str, hint: str = "") -> None:
         """Note something harmless at the key of a path."""
         location = self.source.locate(path, key=True)
-        problem = Problem(message, dotted(path), location, hint, severity="warning", code=code)
+        problem = Problem(message, self.where(path), location, hint, severity="warning", code=code)
         self._add(self.warnings, problem)
 
     def given(self, key: str) -> bool:
@@ -59,7 +87,14 @@ class Collector:
     def raise_errors(self) -> None:
         """Raise every error that was noted, in the order of the text, if there is one."""
         if self.errors:
-            raise RecipeError(sorted(self.errors, key=_position))
+            raise RecipeError(sorted(self.errors, key=self._position))
+
+    def _position(self, problem: Problem) -> tuple[bool, str, int, int]:
+        """Return what problems are sorted by: those of this file first."""
+        at = problem.location
+        return (at.file != self.source.file, at.file, at.line, at.column) if at else (
+            False, "", 0, 0
+        )  # fmt: skip
 
     @staticmethod
     def _add(problems: list[Problem], problem: Problem) -> None:
@@ -70,8 +105,3 @@ class Collector:
 def dotted(path: Path) -> str:
     """Return a key path as messages write it: `models.1.parameters.weight`."""
     return ".".join(str(part) for part in path)
-
-
-def _position(problem: Problem) -> tuple[int, int]:
-    at = problem.location
-    return (at.line, at.column) if at else (0, 0)

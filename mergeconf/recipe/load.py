@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,17 +12,19 @@ from mergeconf.errors import Problem, RecipeError, did_you_mean
 from mergeconf.methods import Method, all_methods
 from mergeconf.recipe.checks import check_models, check_parameters, uses_of
 from mergeconf.recipe.collect import Collector
+from mergeconf.recipe.merges import Around, Loading, Merges
 from mergeconf.recipe.model import DEFAULT_SHARD_SIZE, ModelRef, Recipe, Rule, Scope
+from mergeconf.recipe.named_merges import define_merges, load_unused, name_documents, result_of
 from mergeconf.recipe.not_yet import refuse_unsupported
 from mergeconf.recipe.parse_values import parse_matcher, parse_parameters
+from mergeconf.recipe.read import read_source
 from mergeconf.recipe.references import parse_model
 from mergeconf.recipe.schema import parse_dtype
 from mergeconf.recipe.scopes import parse_scopes
 from mergeconf.recipe.structure import check_structure
-from mergeconf.recipe.words import BadValue, describe, show
-from mergeconf.recipe.yaml_scalars import write_yaml
-from mergeconf.recipe.yaml_source import MOST_BYTES, Source, read_yaml
+from mergeconf.recipe.words import BadValue, describe
 from mergeconf.recipe.yaml_source import Path as KeyPath
+from mergeconf.recipe.yaml_source import Source
 from mergeconf.units import parse_size
 
 _T = TypeVar("_T")
@@ -35,14 +37,58 @@ def load_recipe(
 
     Args:
         source: Path of a file; or text of YAML, told from a path by having a line break; or a
-            mapping of plain data.
+            mapping of plain data. Of several documents, that which is the result: the one without
+            a name, or else the only one that no other uses.
         methods: Merge methods by name; all that are installed where left out.
 
     Raises:
         RecipeError: with every problem of the recipe, in the order of its text.
     """
     known = all_methods() if methods is None else methods
-    read, path = _read(source)
+    documents, path = read_source(source)
+    loading = Loading(partial(_load_part, methods=known), _load_file)
+    if path is not None:
+        loading.open.append((str(path.resolve()), str(source)))
+    return _load_documents(documents, path, loading)
+
+
+def _load_file(path: Path, loading: Loading) -> Recipe:
+    documents, _ = read_source(path)
+    return _load_documents(documents, path, loading)
+
+
+def _load_documents(documents: Sequence[Source], path: Path | None, loading: Loading) -> Recipe:
+    """Return the recipe of the document that is the result."""
+    shared = Merges(loading, path.parent if path else Path(), Around())
+    collectors = [Collector(document) for document in documents]
+    for collector in collectors:
+        collector.errors, collector.warnings = collectors[0].errors, collectors[0].warnings
+    named = name_documents(collectors)
+    recipes: dict[int, Recipe] = {}
+
+    def load(index: int) -> Recipe:
+        if index not in recipes:
+            merges = Merges(loading, shared.folder, Around(), shared)
+            recipes[index] = _load_document(collectors[index], merges, path)
+        return recipes[index]
+
+    for name, index in named.items():
+        shared.define(name, partial(load, index))
+    for index, collector in enumerate(collectors):
+        names = [name for name, other in named.items() if other == index]
+        if names:
+            shared.load(names[0], ("name",), collector)
+        else:
+            load(index)
+    chosen = result_of(collectors, named, shared.used)
+    collectors[0].raise_errors()
+    recipe = recipes[chosen]
+    warnings = (w for w in collectors[0].warnings if w.code not in recipe.silenced)
+    return replace(recipe, warnings=tuple(warnings))
+
+
+def _load_document(collector: Collector, merges: Merges, path: Path | None) -> Recipe:
+    read = collector.source
     if not isinstance(read.data, dict):
         found = "nothing" if read.data is None else describe(read.data)
         raise RecipeError(
@@ -51,14 +97,23 @@ def load_recipe(
                 location=read.locate(()),
             )
         )
-    collector = Collector(read)
-    check_structure(read.data, {n for m in known.values() for n in m.parameters}, collector)
-    refuse_unsupported(read.data, collector)
-    recipe = _Loader(read.data, known, collector).load(read, path)
-    _check(recipe, known, collector)
-    collector.raise_errors()
-    warnings = (w for w in collector.warnings if w.code not in recipe.silenced)
-    return replace(recipe, warnings=tuple(warnings))
+    return merges.loading.load_part(collector, merges, path)
+
+
+def _load_part(
+    collector: Collector, merges: Merges, path: Path | None, methods: Mapping[str, Method]
+) -> Recipe:
+    """Return the recipe that a collector's data says; what is wrong is noted."""
+    data = collector.source.data
+    collector.merges = merges
+    check_structure(data, {n for m in methods.values() for n in m.parameters}, collector)
+    loader = _Loader(data, methods, collector)
+    refuse_unsupported(data, collector)
+    define_merges(data, merges, collector, loader.seed, loader.dtype)
+    recipe = loader.load(path)
+    _check(recipe, methods, collector)
+    load_unused(data, merges, collector)
+    return recipe
 
 
 def _check(recipe: Recipe, methods: Mapping[str, Method], collector: Collector) -> None:
@@ -83,49 +138,6 @@ def _check(recipe: Recipe, methods: Mapping[str, Method], collector: Collector) 
         collector.error((key,), "takes the base's tokenizer, but there is no 'base_model'")
 
 
-def _read(source: str | Path | Mapping[str, Any]) -> tuple[Source, Path | None]:
-    if isinstance(source, Mapping):
-        text = write_yaml(_plain(source, "", 0))
-        read = read_yaml(text, "")
-        return replace(read, keys={}, values={}), None  # nobody has seen that text
-    if isinstance(source, str) and re.search(r"[\r\n]", source):
-        return read_yaml(source, "<recipe>"), None
-    path = Path(source)
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MOST_BYTES + 1)
-    except FileNotFoundError:
-        raise RecipeError(Problem("no such file", where=str(source))) from None
-    except IsADirectoryError:
-        raise RecipeError(
-            Problem("a folder, not a recipe", str(source), hint="name the recipe's file")
-        ) from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise RecipeError(Problem(f"cannot be read: {reason}", where=str(source))) from None
-    return read_yaml(raw, str(source)), path
-
-
-def _plain(data: object, where: str, depth: int) -> Any:
-    """Return data as YAML can hold it: tuples as lists, paths and keys as text."""
-    if depth > 60:
-        raise RecipeError(Problem("nested too deep, or inside itself", where=where))
-    prefix = f"{where}." if where else ""
-    if isinstance(data, Mapping):
-        items = data.items()
-        return {str(key): _plain(item, f"{prefix}{key}", depth + 1) for key, item in items}
-    if isinstance(data, (list, tuple)):
-        return [_plain(item, f"{prefix}{i}", depth + 1) for i, item in enumerate(data)]
-    if isinstance(data, int) and data.bit_length() > 4096:
-        raise RecipeError(Problem(f"{show(data)} is too large", where=where))
-    for kind in (bool, int, float, str):
-        if isinstance(data, kind):
-            return kind(data)
-    if data is None or isinstance(data, Path):
-        return None if data is None else str(data)
-    raise RecipeError(Problem(f"a recipe cannot hold a {type(data).__name__}", where=where))
-
-
 class _Loader:
     """Builds the loaded form part by part; what is not sound is noted and left out."""
 
@@ -137,9 +149,16 @@ class _Loader:
         self.collector = collector
         self.base: ModelRef | None = None
         self.scopes: tuple[Scope, ...] = ()
+        around = collector.merges.around
+        self.dtype: str | None = _sound(parse_dtype, data.get("dtype"))
+        if data.get("dtype") is None and data.get("out_dtype") is None:
+            self.dtype = around.dtype
+        self.seed: tuple[int, str] = (around.seed, around.seed_scope)
+        if isinstance(data.get("seed"), int):
+            self.seed = (data["seed"], "")
 
-    def load(self, read: Source, path: Path | None) -> Recipe:
-        data = self.data
+    def load(self, path: Path | None) -> Recipe:
+        data, read = self.data, self.collector.source
         if data.get("base_model") is not None:
             self.base = parse_model(data["base_model"], ("base_model",), self.collector)
         self.scopes = parse_scopes(data, self.base, self.collector)
@@ -153,7 +172,7 @@ class _Loader:
         return Recipe(
             text=read.text,
             path=path,
-            folder=path.parent if path else Path(),
+            folder=self.collector.merges.folder,
             name=_first_text(
                 data.get("name"), metadata.get("name"), path.stem if path else None, "merge"
             ),
@@ -163,9 +182,9 @@ class _Loader:
             scopes=self.scopes,
             parameters=parse_parameters(data.get("parameters"), ("parameters",), self.collector),
             rules=self._rules(method),
-            seed=data["seed"] if isinstance(data.get("seed"), int) else 0,
-            seed_scope="",
-            dtype=_sound(parse_dtype, data.get("dtype")),
+            seed=self.seed[0],
+            seed_scope=self.seed[1],
+            dtype=self.dtype,
             out_dtype=_sound(parse_dtype, data.get("out_dtype")),
             shard_size=_sound(parse_size, output.get("shard_size")) or DEFAULT_SHARD_SIZE,
             metadata=metadata,
@@ -205,11 +224,11 @@ class _Loader:
                 hint = "set base_model"
                 self.collector.error(path, "the recipe has no 'base_model' to take from", hint)
             return self.base
-        wanted = ModelRef(name).key
+        wanted = (ModelRef(name).key, f"merge {name}")
         entries = [entry for scope in self.scopes for entry in scope.entries]
         bases = (self.base, *(scope.base_model for scope in self.scopes))
         for model in (*(entry.model for entry in entries), *bases):
-            if model is not None and wanted == model.key:
+            if model is not None and model.key in wanted:
                 return model
         valid = ["base_model", *(str(entry.model) for entry in entries)]
         self.collector.error(

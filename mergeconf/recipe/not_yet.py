@@ -15,8 +15,6 @@ CODE = "not-yet"
 """`Problem.code` of what is understood but not supported yet."""
 
 NOT_YET: Mapping[str, str] = {
-    "definitions": "definitions are not supported yet",
-    "nested": "a merge as the input of a merge is not supported yet",
     "adapter": "adapters (model+adapter) are not supported yet",
     "chat_template": "chat templates are not supported yet",
     "tokenizer": "only the base model's tokenizer is supported yet",
@@ -24,8 +22,6 @@ NOT_YET: Mapping[str, str] = {
 """Feature → what is said of it."""
 
 _HINTS: Mapping[str, str] = {
-    "definitions": "run that merge first, and name its output folder here",
-    "nested": "run that merge first, and name its output folder here",
     "adapter": "merge the adapter into its model first",
     "chat_template": "leave it out: the base model's template is copied",
     "tokenizer": "write 'source: base', or leave it out",
@@ -41,7 +37,7 @@ def refuse(feature: str, path: Path, collector: Collector, *, key: bool = False)
 
 def refuse_unsupported(data: Mapping[str, Any], collector: Collector) -> None:
     """Note every top-level key that is not supported yet."""
-    for feature in ("definitions", "chat_template"):
+    for feature in ("chat_template",):
         if data.get(feature) is not None:
             refuse(feature, (feature,), collector, key=True)
     source = data.get("tokenizer_source")

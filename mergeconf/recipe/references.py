@@ -19,8 +19,7 @@ def parse_model(data: object, path: Path, collector: Collector) -> ModelRef | No
         return _named(data, path, collector)
     if isinstance(data, Mapping):
         if NESTED_KEYS & data.keys():
-            refuse("nested", path, collector)
-            return None
+            return collector.merges.written_out(data, path, collector)
         return _mapping(data, path, collector)
     quotes = "" if data is None or isinstance(data, list) else "put it in quotes"
     collector.error(path, f"expected a model's name, found {describe(data)}", quotes)
@@ -31,6 +30,8 @@ def _named(text: str, path: Path, collector: Collector) -> ModelRef | None:
     if not text.strip():
         collector.error(path, "the model's name is empty")
         return None
+    if collector.merges.find(text) is not None:
+        return collector.merges.named(text, path, collector)
     if "+" in text:
         refuse("adapter", path, collector)
         return None

@@ -274,7 +274,7 @@ class Document(_Part):
     """Short for tokenizer.source."""
     chat_template: StrictStr | None = None
     """Chat template of the output."""
-    definitions: dict[str, Document] | None = None
+    definitions: Annotated[dict[str, NestedRecipe | Document], SkipValidation] | None = None
     """Merges that models can name."""
     output: Output | None = None
     """How the output is written."""

@@ -39,7 +39,7 @@ def parse_scopes(
 
 def is_whole(scope: Scope, collector: Collector) -> bool:
     """Tell whether all models of a scope could be read, so that they can be counted."""
-    start = ".".join(str(part) for part in scope.path or ("models",))
+    start = collector.where(scope.path or ("models",))
     return not any(
         problem.where == start
         or (problem.where.startswith(f"{start}.") and ".parameters" not in problem.where)
@@ -62,7 +62,10 @@ def _entry(item: object, here: KeyPath, collector: Collector) -> ModelEntry | No
     assert isinstance(index, int)
     parameters: object = None
     name, path = item, here
-    if isinstance(item, dict) and ("model" in item or not NESTED_KEYS & item.keys()):
+    if isinstance(item, dict) and "recipe" in item and "model" not in item:
+        name = {key: value for key, value in item.items() if key != "parameters"}
+        parameters = item.get("parameters")
+    elif isinstance(item, dict) and ("model" in item or not NESTED_KEYS & item.keys()):
         if "model" not in item:
             return None  # said by the structure's check
         name, parameters, path = item["model"], item.get("parameters"), (*here, "model")

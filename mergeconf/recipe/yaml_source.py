@@ -58,6 +58,18 @@ class Source:
                 return found
         return None
 
+    def at(self, path: Path) -> Source:
+        """Return a part of the data as if it were all, with its places."""
+        data = self.data
+        for part in path:
+            data = data[part]
+        size = len(path)
+        places = (
+            {key[size:]: found for key, found in table.items() if key[:size] == path}
+            for table in (self.keys, self.values)
+        )
+        return Source(self.file, self.text, data, *places)
+
 
 class _TooDeep(MarkedYAMLError):
     """Collections inside each other beyond all use."""
@@ -85,21 +97,29 @@ class _Loader(Reader, Scanner, Parser, Composer, Resolver):
             self._depth -= 1
 
 
-def read_yaml(raw: bytes | str, file: str) -> Source:
-    """Return the data of a YAML text and the place of every part.
+def read_documents(raw: bytes | str, file: str) -> list[Source]:
+    """Return the data of each document of a YAML text, and the place of every part.
+
+    Blank documents are left out; where all are, one is returned, without data.
 
     Raises:
         RecipeError: the text is no YAML, is not UTF-8, has a key twice, or is beyond all use.
     """
     text = _decode(raw, file)
-    body = text.removeprefix("\ufeff")
-    node = _compose(body, file)
-    builder = _Builder(file)
-    data = builder.build(node, ()) if node is not None else None
-    if builder.problems:
-        raise RecipeError(builder.problems)
-    builder.values.setdefault((), Location(file, 1, 1))
-    return Source(file, text, data, builder.keys, builder.values)
+    found = []
+    problems: list[Problem] = []
+    count = 0
+    nodes: list[Node | None] = [*_compose(text.removeprefix("\ufeff"), file)]
+    for node in nodes or [None]:
+        builder = _Builder(file, count)
+        data = builder.build(node, ()) if node is not None else None
+        problems.extend(builder.problems)
+        count = builder.count
+        builder.values.setdefault((), Location(file, 1, 1))
+        found.append(Source(file, text, data, builder.keys, builder.values))
+    if problems:
+        raise RecipeError(problems)
+    return found
 
 
 def _decode(given: bytes | str, file: str) -> str:
@@ -142,8 +162,8 @@ def _spot(text: str, index: int, file: str) -> Location:
     return Location(file, len(lines), len(lines[-1]) + 1)
 
 
-def _compose(text: str, file: str) -> Node | None:
-    """Return the root node of the only document, or None where there is none."""
+def _compose(text: str, file: str) -> list[Node]:
+    """Return the root nodes of all documents that are not blank."""
     try:
         loader: Any = _Loader(text)
         loader.get_event()  # the start of the stream
@@ -152,8 +172,6 @@ def _compose(text: str, file: str) -> Node | None:
             node = loader.compose_document()
             if node is not None and not _is_blank(node):
                 documents.append(node)
-            if len(documents) > 1:
-                raise RecipeError(_several(documents[1], file))
     except ReaderError as error:
         at = _spot(text, error.position, file)
         raise RecipeError(
@@ -163,20 +181,11 @@ def _compose(text: str, file: str) -> Node | None:
         ) from None
     except MarkedYAMLError as error:
         raise RecipeError(_syntax_problem(error, text, file)) from None
-    return documents[0] if documents else None
+    return documents
 
 
 def _is_blank(node: Node) -> bool:
     return isinstance(node, ScalarNode) and node.value == "" and node.style is None
-
-
-def _several(node: Node, file: str) -> Problem:
-    return Problem(
-        "several documents in one file are not supported yet",
-        location=_location(node.start_mark, file),
-        hint="put each recipe in a file of its own",
-        code="not-yet",
-    )
 
 
 def _syntax_problem(error: MarkedYAMLError, text: str, file: str) -> Problem:
@@ -205,18 +214,19 @@ def _location(mark: Mark, file: str) -> Location:
 class _Builder:
     """Turns nodes into plain data, noting places and problems on the way."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, count: int = 0) -> None:
         self.file = file
+        self.count = count
+        """Keys and values so far."""
         self.keys: dict[Path, Location] = {}
         self.values: dict[Path, Location] = {}
         self.problems: list[Problem] = []
-        self._count = 0
         self._around: list[Node] = []
 
     def build(self, node: Node, path: Path) -> Any:
-        self._count += 1
+        self.count += 1
         self.values[path] = _location(node.start_mark, self.file)
-        if self._count > MOST_NODES:
+        if self.count > MOST_NODES:
             return self._stop(node, path, f"more than {MOST_NODES:,} keys and values")
         if isinstance(node, ScalarNode):
             return self._scalar(node, path)
@@ -271,11 +281,11 @@ class _Builder:
         return {**own, **{name: pair for name, pair in merged.items() if name not in own}}
 
     def _merge_source(self, node: Node, path: Path) -> dict[str, tuple[ScalarNode, Node]]:
-        self._count += 1
+        self.count += 1
         if not isinstance(node, MappingNode):
             self._problem(node, (*path, "<<"), "a merge key takes a mapping, or a list of these")
             return {}
-        if any(node is outer for outer in self._around) or self._count > MOST_NODES:
+        if any(node is outer for outer in self._around) or self.count > MOST_NODES:
             self._stop(node, (*path, "<<"), "merge keys refer to each other without end")
             return {}
         self._around.append(node)
