@@ -229,6 +229,9 @@ class _Fake:
     def expand(self, node: Any, view: Array) -> None:
         raise AssertionError
 
+    def rows(self, node: Any, view: Array) -> None:
+        raise AssertionError
+
     def reduce(self, index: int, view: Array) -> None:
         self.counts[index] = view[:SIZE].copy()
 

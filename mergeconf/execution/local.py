@@ -20,10 +20,11 @@ from mergeconf.errors import ExecutionError, Problem
 from mergeconf.execution import kernels
 from mergeconf.execution.kernels import Array
 from mergeconf.execution.observer import Observer
+from mergeconf.execution.row_tiles import fill_columns, fill_gathered, fill_row_mask
 from mergeconf.execution.tensor_run import Sweep, TensorRun
 from mergeconf.execution.workspace import Workspace
 from mergeconf.graph.geometry import BLOCK
-from mergeconf.graph.nodes import Expanded, Random
+from mergeconf.graph.nodes import Expanded, Gather, OfRows, Random, RowMask
 from mergeconf.graph.random import fill_draws
 from mergeconf.plan import TensorPlan
 
@@ -244,6 +245,16 @@ class _Worker(threading.Thread):
         assert self._run.whole is not None
         self._run.whole.fill(node, self._start, view)
 
+    def rows(self, node: OfRows, view: Array) -> None:
+        """Fill a tile row by row."""
+        if isinstance(node, Gather):
+            stored = self._run.plan.inputs[node.x.slot]
+            fill_gathered(node, stored, self._start, view, self._read)
+        elif isinstance(node, RowMask):
+            fill_row_mask(node, self._start, view)
+        else:
+            fill_columns(self._run.columns[id(node)], self._start, view)
+
     def reduce(self, index: int, view: Array) -> None:
         """Feed a reduction, or take part of a sample for it."""
         reducer = self._sweep.reducers[index]
@@ -291,12 +302,15 @@ class _Worker(threading.Thread):
         """Raise where the output is not finite though all inputs at that position are."""
         plan = self._run.plan
         bad = ~kernels.is_finite(view, plan.dtype)
-        for slot, stored in enumerate(plan.inputs):
-            if stored.shape != plan.shape:
-                continue
+        for slot in self._run.program.final.slots:
+            stored = plan.inputs[slot]
             values = np.empty(self._size, stored.dtype.numpy)
             self.load(slot, values)
             bad &= kernels.is_finite(values, stored.dtype)
+        for node in self._run.program.gathered:
+            values = np.empty(self._size, node.dtype.numpy)
+            self.rows(node, values)
+            bad &= kernels.is_finite(values, node.dtype)
         if bad.any():
             first = self._start + int(np.argmax(bad))
             raise ExecutionError(

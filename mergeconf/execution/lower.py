@@ -18,7 +18,9 @@ from mergeconf.graph.nodes import (
     Agreed,
     Cast,
     Choose,
+    ColumnMean,
     Elementwise,
+    Gather,
     Input,
     Item,
     KthLargest,
@@ -30,8 +32,10 @@ from mergeconf.graph.nodes import (
     Random,
     RankShare,
     Reduce,
+    Reduction,
     RowCombine,
     RowDivergence,
+    RowMask,
     Scalar,
     stored_dtype,
 )
@@ -53,7 +57,7 @@ def lower_output(root: Node) -> Tape:
     return lowering.builder.finish()
 
 
-def lower_reductions(reductions: Sequence[Reduce | KthLargest]) -> Tape:
+def lower_reductions(reductions: Sequence[Reduction]) -> Tape:
     """Return the tape that feeds all the reductions given with tiles."""
     lowering = _Lowering(count=False)
     for index, node in enumerate(reductions):
@@ -90,9 +94,11 @@ class _Lowering:
             return self.builder.emit(kernels.float32_to_bfloat16, x, out="<u2", scratch=["<u4"])
         return self._from_float32(x.seen_as("<f4"), target)
 
-    def feed(self, node: Reduce | KthLargest, index: int) -> None:
+    def feed(self, node: Reduction, index: int) -> None:
         """Hand what a reduction reduces to it."""
         match node:
+            case ColumnMean():
+                self.builder.hand_over("reduce", self.value(node.x), index)
             case KthLargest():
                 self.builder.hand_over("reduce", self.value(node.x).seen_as("<u4"), index)
             case Reduce(op="count"):
@@ -120,6 +126,12 @@ class _Lowering:
                 return self.builder.draw(node)
             case LowRank() | PerRow():
                 return self.builder.expand(node)
+            case Gather():
+                return self.builder.rows(node, node.dtype.numpy)
+            case RowMask():
+                return self.builder.rows(node, "|b1")
+            case ColumnMean():
+                return self.builder.rows(node, "<f4")
             case Cast():
                 return self._cast(node)
             case Elementwise():

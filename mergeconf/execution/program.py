@@ -12,21 +12,22 @@ from functools import lru_cache
 from mergeconf.execution.lower import lower_output, lower_reductions
 from mergeconf.execution.tape import Tape
 from mergeconf.graph.nodes import (
+    ColumnMean,
     Compute,
     Expanded,
+    Gather,
     Item,
     KthLargest,
     Node,
     Random,
     Reduce,
+    Reduction,
     RowLocal,
     Scalar,
     children,
     walk,
 )
 from mergeconf.graph.rewrite import interned
-
-Reduction = Reduce | KthLargest
 
 
 @dataclass(slots=True)
@@ -41,6 +42,8 @@ class Program:
     """The random draws, each of which gets a key from the tensor's name."""
     expanded: tuple[Expanded, ...] = ()
     """What is made from inputs that are kept whole."""
+    gathered: tuple[Gather, ...] = ()
+    """What is read row by row."""
     whole_rows: bool = False
     """Whether a tile has to hold whole rows."""
     _sweeps: dict[tuple[int, ...], Tape] = field(default_factory=dict)
@@ -72,7 +75,7 @@ def _compiled(key: _ByIdentity) -> Program:
     levels: list[list[Reduction]] = []
     for node in order:
         level = max((level_of[id(child)] for child in children(node)), default=0)
-        if isinstance(node, (Reduce, KthLargest)):
+        if isinstance(node, (Reduce, KthLargest, ColumnMean)):
             levels.extend([] for _ in range(level + 1 - len(levels)))
             levels[level].append(node)
             level += 1
@@ -82,6 +85,7 @@ def _compiled(key: _ByIdentity) -> Program:
         final=lower_output(root),
         randoms=tuple(node for node in order if isinstance(node, Random)),
         expanded=tuple(node for node in order if isinstance(node, Expanded)),
+        gathered=tuple(node for node in order if isinstance(node, Gather)),
         whole_rows=any(isinstance(node, RowLocal) for node in order),
     )
 

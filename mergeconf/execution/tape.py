@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mergeconf.graph.nodes import Expanded, KthLargest, Random, Reduce, Scalar
+from mergeconf.graph.nodes import Expanded, OfRows, Random, Reduction, Scalar
 
 Action = Literal[
-    "compute", "load", "draw", "expand", "reduce", "count", "check", "refuse", "store"
+    "compute", "load", "draw", "expand", "rows", "reduce", "count", "check", "refuse", "store"
 ]  # fmt: skip
 
 
@@ -53,8 +53,8 @@ class Instruction:
     scratch: tuple[Ref, ...]
     out: Ref | None
     what: Any = None
-    """Slot to load, `Random` to draw, node to expand, reduction to feed, name to count under, limit
-    to check."""
+    """Slot to load, `Random` to draw, node to expand or to take rows for, reduction to feed, name
+    to count under, limit to check."""
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ class Tape:
     instructions: list[Instruction] = field(default_factory=list)
     scalars: list[Scalar] = field(default_factory=list)
     """Numbers that must be known before the tape runs, in the order of `ScalarRef.index`."""
-    reductions: list[Reduce | KthLargest] = field(default_factory=list)
+    reductions: list[Reduction] = field(default_factory=list)
     """What the tape feeds, if it is a pass of reductions."""
     slots: tuple[int, ...] = ()
     """Input slots that are read."""
@@ -171,6 +171,12 @@ class TapeBuilder:
         self.tape.instructions.append(Instruction("expand", None, (), (), result, node))
         return result
 
+    def rows(self, node: OfRows, dtype: str) -> Ref:
+        """Add the filling of a tile row by row."""
+        result = self.register(dtype)
+        self.tape.instructions.append(Instruction("rows", None, (), (), result, node))
+        return result
+
     def hand_over(self, action: Action, operand: Ref, what: Any = None) -> None:
         """Add a step that gives a register to the outside."""
         self.tape.instructions.append(Instruction(action, None, (operand,), (), None, what))
@@ -183,7 +189,7 @@ class TapeBuilder:
         self.tape.scalars.append(node)
         return ScalarRef(len(self.tape.scalars) - 1)
 
-    def finish(self, reductions: Sequence[Reduce | KthLargest] = ()) -> Tape:
+    def finish(self, reductions: Sequence[Reduction] = ()) -> Tape:
         """Place the registers and return the tape."""
         tape = self.tape
         tape.reductions = list(reductions)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from mergeconf.checkpoint import ReadFiles
 from mergeconf.errors import ExecutionError, Problem
+from mergeconf.execution.kernels import Array
 from mergeconf.execution.products import Whole
 from mergeconf.execution.program import (
     Known,
     Program,
-    Reduction,
     compile_expression,
     evaluate_scalar,
 )
@@ -23,9 +23,10 @@ from mergeconf.execution.reducers import (
     Reducer,
     SumReducer,
 )
+from mergeconf.execution.row_tiles import ColumnReducer
 from mergeconf.execution.tape import Tape
 from mergeconf.graph.geometry import BLOCK, Geometry
-from mergeconf.graph.nodes import KthLargest, Random
+from mergeconf.graph.nodes import ColumnMean, KthLargest, Random, Reduction
 from mergeconf.graph.random import stream_key
 from mergeconf.plan import TensorPlan
 
@@ -64,6 +65,8 @@ class TensorRun:
         self.whole: Whole | None = None
         """The inputs that are kept whole, while the tensor is open."""
         self._chunk = chunk
+        self.columns: dict[int, Array] = {}
+        """Means of columns found so far, by the identity of the node."""
         self._known: Known = {}
         self._level = -1
         self._open: dict[int, tuple[Reduction, Reducer]] = {}
@@ -157,6 +160,8 @@ class TensorRun:
         return [(start, length) for start in starts]
 
     def _reducer(self, node: Reduction) -> Reducer:
+        if isinstance(node, ColumnMean):
+            return ColumnReducer(node)
         if isinstance(node, KthLargest):
             return KthLargestReducer(self.plan.numel, node.k)
         return CountReducer() if node.op == "count" else SumReducer(self.geometry)
@@ -164,6 +169,8 @@ class TensorRun:
     def _collect(self) -> None:
         for key, (_, reducer) in list(self._open.items()):
             value = reducer.finish()
+            if isinstance(reducer, ColumnReducer):
+                self.columns[key] = reducer.columns()
             if value is not None:
                 self._known[key] = (value,)
                 del self._open[key]

@@ -34,6 +34,9 @@ class Surroundings(Protocol):
     def expand(self, node: Any, view: Array) -> None:
         """Fill a register from inputs that are kept whole."""
 
+    def rows(self, node: Any, view: Array) -> None:
+        """Fill a register row by row."""
+
     def reduce(self, index: int, view: Array) -> None:
         """Take a tile of what a reduction reduces, with room up to 512 elements."""
 
@@ -122,6 +125,7 @@ class Workspace:
             "load": self._surroundings.load,
             "draw": self._surroundings.draw,
             "expand": self._surroundings.expand,
+            "rows": self._surroundings.rows,
             "count": self._surroundings.count,
             "check": self._surroundings.check,
             "refuse": self._surroundings.refuse,

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mergeconf.dtypes import DType
+from mergeconf.graph.rows import Rows
 
 Kind = Literal["f32", "mask", "stored", "draw"]
 Op = Literal[
@@ -184,6 +185,61 @@ class PerRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Gather:
+    """Rows of a stored tensor, in another order, some of them left out or missing."""
+
+    x: Input
+    rows: Rows
+    """Row of the input for each row; where it is absent, the bits are 0."""
+    width: int
+    """Elements of a row."""
+
+    @property
+    def kind(self) -> Kind:
+        """Stored bits."""
+        return "stored"
+
+    @property
+    def dtype(self) -> DType:
+        """That of the input."""
+        return self.x.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class RowMask:
+    """True at every element of the rows that are not absent."""
+
+    rows: Rows
+    width: int
+    """Elements of a row."""
+
+    @property
+    def kind(self) -> Kind:
+        """One truth value an element."""
+        return "mask"
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnMean:
+    """The mean of each column over the first rows of the tensor, at every element of the column.
+
+    The values are added as whole multiples of 2^-60, exactly, so that their order does not matter;
+    beyond 2^20 the mean is NaN.
+    """
+
+    x: Node
+    rows: int
+    """How many rows count."""
+    width: int
+    """Elements of a row."""
+
+    @property
+    def kind(self) -> Kind:
+        """A value to compute with."""
+        return "f32"
+
+
+@dataclass(frozen=True, slots=True)
 class RankShare:
     """Thresholds for draws that grow with the rank of x within its row; x has no negative value.
 
@@ -284,18 +340,25 @@ class Item:
 
 
 Scalar = Reduce | KthLargest | Item
+Reduction = Reduce | KthLargest | ColumnMean
+"""Nodes that take a sweep over the whole tensor."""
 RowLocal = RankShare | RowCombine | RowDivergence
 """Nodes whose value at a position depends on the whole row."""
 Expanded = LowRank | PerRow
 """Nodes made from inputs that are smaller than the tensor, and kept whole while it is computed."""
-Node = Input | Cast | Elementwise | Pick | Choose | Agreed | Random | Observe | Expanded | RowLocal
+OfRows = Gather | RowMask | ColumnMean
+"""Nodes over a tensor whose rows are taken from others."""
+Node = (
+    Input | Cast | Elementwise | Pick | Choose | Agreed | Random | Observe | Expanded | OfRows
+    | RowLocal
+)  # fmt: skip
 AnyNode = Node | Scalar | Compute
 
 
 def children(node: AnyNode) -> Iterator[AnyNode]:
     """Yield the nodes that a node is computed from, in order."""
     match node:
-        case Input() | Random():
+        case Input() | Random() | RowMask():
             return
         case Cast():
             yield node.x
@@ -316,7 +379,7 @@ def children(node: AnyNode) -> Iterator[AnyNode]:
             yield from (mask for _, mask in node.counts)
         case LowRank():
             yield from (node.left, node.right)
-        case KthLargest() | RankShare() | PerRow():
+        case KthLargest() | RankShare() | PerRow() | Gather() | ColumnMean():
             yield node.x
         case RowDivergence():
             yield from (node.x, node.y)
@@ -333,7 +396,8 @@ def stored_dtype(node: Node) -> DType:
     """Return the format of a node of stored bits."""
     while isinstance(node, Observe):
         node = node.x
-    assert isinstance(node, (Input, Cast, Pick, Choose, Agreed)) and node.kind == "stored", node
+    assert node.kind == "stored", node
+    assert isinstance(node, (Input, Gather, Cast, Pick, Choose, Agreed)), node
     return node.dtype
 
 

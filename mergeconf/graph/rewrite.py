@@ -29,7 +29,7 @@ def interned(root: Node) -> Node:
         values = (_identity(getattr(node, name)) for name in _NAMES[type(node)])
         return known.setdefault((type(node), *values), node)
 
-    return _rebuilt(root, change)
+    return rebuilt(root, change)
 
 
 def substitute(
@@ -50,10 +50,10 @@ def substitute(
             return Random(node.stream, node.model, node.draw, scopes[node.scope])
         return node
 
-    return _rebuilt(root, change)
+    return rebuilt(root, change)
 
 
-def _rebuilt(root: Node, change: Callable[[AnyNode], AnyNode]) -> Node:
+def rebuilt(root: Node, change: Callable[[AnyNode], AnyNode]) -> Node:
     """Return the expression with each node, its operands changed, replaced by `change` of it."""
     done: dict[int, AnyNode] = {}
     for node in walk(root):

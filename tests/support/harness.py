@@ -123,9 +123,13 @@ def stream(
     settings: Settings = SMALL_TILES,
     seed: int = 0,
     name: str = "",
+    shape: tuple[int, ...] | None = None,
 ) -> Outcome:
-    """Compute an expression over stored tensors, slot i being `inputs[i]`, tile by tile."""
-    shape = tuple(inputs[0].shape)
+    """Compute an expression over stored tensors, slot i being `inputs[i]`, tile by tile.
+
+    The result has the shape of the first one unless another is given.
+    """
+    shape = tuple(inputs[0].shape) if shape is None else shape
     with tempfile.TemporaryDirectory() as folder, ReadFiles() as reads:
         stored = tuple(store(inputs, Path(folder)))
         plan = TensorPlan(name, shape, out_dtype, expression, stored)
