@@ -97,40 +97,66 @@ def slow_thresholds(values: list[float], density: float, epsilon: float) -> list
     ]  # fmt: skip
 
 
-def thresholds_of(rows: torch.Tensor, density: float, epsilon: float) -> torch.Tensor:
-    """Return the thresholds that the kernel gives."""
+def kept_by_rank(
+    rows: torch.Tensor, draws: torch.Tensor, density: float, epsilon: float
+) -> torch.Tensor:
+    """Return the mask that the kernel gives."""
     size, row = rows.numel(), rows.shape[1]
-    out = np.empty(size, np.uint16)
-    kernel = kernels.RankThresholds(row, density, epsilon)
+    out = np.empty(size, bool)
+    kernel = kernels.KeepByRank(row, density, epsilon)
     bits = rows.contiguous().view(-1).numpy().view(np.uint32)
-    kernel(bits, np.empty(size, np.uint32), np.empty(size, np.intp), out)
-    return torch.from_numpy(out.astype(np.int64)).reshape(rows.shape)
+    tickets = draws.reshape(-1).numpy().astype(np.uint16)
+    kernel(tickets, bits, np.empty(size, np.uint32), np.empty(size, np.intp), out)
+    return torch.from_numpy(out).reshape(rows.shape)
+
+
+def assert_thresholds(
+    rows: torch.Tensor, thresholds: torch.Tensor, density: float, epsilon: float
+) -> None:
+    """Check on both sides of each threshold, and elsewhere."""
+    assert kept_by_rank(rows, thresholds - 1, density, epsilon).all()
+    assert not kept_by_rank(rows, thresholds, density, epsilon).any()
+    draws = torch.randint(0, RESOLUTION, rows.shape, generator=torch.Generator().manual_seed(0))
+    got = kept_by_rank(rows, draws, density, epsilon)
+    assert torch.equal(got, draws < thresholds)
 
 
 @given(
     rows=st.integers(1, 4), row=st.integers(1, 60), seed=st.integers(0, 2**32 - 1),
     levels=st.sampled_from([1, 3, 40, 2**20]),
+    shares=st.sampled_from([(0.5, 0.3), (0.5, 0.0), (0.001, 0.0009999), (0.6, 0.3999999)]),
 )  # fmt: skip
-def test_thresholds_by_counting(rows: int, row: int, seed: int, levels: int) -> None:
+def test_thresholds_by_counting(
+    rows: int, row: int, seed: int, levels: int, shares: tuple[float, float]
+) -> None:
     generator = torch.Generator().manual_seed(seed)
-    values = torch.randint(0, levels, (rows, row), generator=generator) * 0.37
-    got = thresholds_of(values.to(torch.float32), 0.5, 0.3)
-    for line, found in zip(values.to(torch.float32).tolist(), got.tolist(), strict=True):
-        assert found == slow_thresholds(line, 0.5, 0.3)
+    values = (torch.randint(0, levels, (rows, row), generator=generator) * 0.37).float()
+    want = torch.tensor([slow_thresholds(line, *shares) for line in values.tolist()])
+    assert_thresholds(values, want, *shares)
 
 
-def test_histogram_and_sorting_agree() -> None:
+@pytest.mark.parametrize("row", [4096, 32_769, 99_991])
+def test_thresholds_of_long_rows(row: int) -> None:
     generator = torch.Generator().manual_seed(1)
-    base = (torch.randn(24, 4096, generator=generator) * 0.02).to(torch.bfloat16)
-    for scale in (1e-4, 1e-3, 1e-2):
+    base = (torch.randn(11, row, generator=generator) * 0.02).to(torch.bfloat16)
+    for scale in (1e-4, 1e-2):
         noise = torch.randn(base.shape, generator=generator) * scale
         tuned = (base.to(torch.float32) + noise).to(torch.bfloat16)
         magnitude = (tuned.to(torch.float32) - base.to(torch.float32)).abs()
-        kernel = kernels.RankThresholds(4096, 0.5, 0.15)
-        by_sorting = np.empty(magnitude.numel(), np.uint16)
-        kernel._by_sorting(magnitude.view(-1).numpy().view(np.uint32), by_sorting)
-        got = thresholds_of(magnitude, 0.5, 0.15)
-        assert torch.equal(got.flatten(), torch.from_numpy(by_sorting.astype(np.int64)))
+        want = torch.empty(magnitude.shape, dtype=torch.int64)
+        for line, thresholds in zip(magnitude, want, strict=True):
+            _, groups, counts = line.unique(return_inverse=True, return_counts=True)
+            twice = (2 * counts.cumsum(0) - counts - 1)[groups]
+            share = (twice.double() - (row - 1)) / (row - 1)
+            thresholds.copy_(torch.round((0.5 + 0.15 * share) * RESOLUTION))
+        assert_thresholds(magnitude, want, 0.5, 0.15)
+
+
+def test_what_is_not_a_number_counts_as_largest_and_as_equal() -> None:
+    nans = torch.tensor([0x7FC00000, 0x7F800001, 0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
+    line = torch.cat([nans, torch.tensor([0.0, torch.inf, 1.0])])[None]
+    want = [rank_threshold(0.5, 0.3, twice, 6) for twice in (8, 8, 8, 0, 4, 2)]
+    assert_thresholds(line, torch.tensor([want]), 0.5, 0.3)
 
 
 def test_thresholds_are_the_rounded_probabilities() -> None:

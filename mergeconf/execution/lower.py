@@ -144,9 +144,7 @@ class _Lowering:
             case Agreed():
                 return self._agreed(node)
             case RankShare():
-                kernel = kernels.RankThresholds(node.row, node.density, node.epsilon)
-                bits, scratch = self.value(node.x).seen_as("<u4"), ("<u4", "<i8")
-                return self.builder.emit(kernel, bits, out="<u2", scratch=scratch)
+                raise AssertionError("computed with the draw that it is a threshold for")
             case RowDivergence():
                 x, y = self.value(node.x), self.value(node.y)
                 return self.builder.emit(kernels.DivergenceOfRows(node.row), x, y, out="<f4")
@@ -255,7 +253,9 @@ class _Lowering:
         assert isinstance(draw, Random)
         ticket = self.value(draw)
         if isinstance(threshold, RankShare):
-            return self.builder.emit(np.less, ticket, self.value(threshold), out="|b1")
+            kernel = kernels.KeepByRank(threshold.row, threshold.density, threshold.epsilon)
+            bits, scratch = self.value(threshold.x).seen_as("<u4"), ("<u4", "<i8")
+            return self.builder.emit(kernel, ticket, bits, out="|b1", scratch=scratch)
         assert isinstance(threshold, float)
         if threshold >= RESOLUTION:
             return self.builder.emit(np.equal, ticket, ticket, out="|b1")
