@@ -196,10 +196,20 @@ NESTED = [
     (LINEAR + "definitions: {x: 5}", "definitions.x", 5, 18, "expected a merge, found", ""),
 ]  # fmt: skip
 
+ADAPTERS = [
+    ("merge_method: linear\nmodels: [o/a+o/b+o/c]", "models.0", 2, 10,
+     "'o/a+o/b+o/c' is not a model and one adapter", "add each to the merge"),
+    ("merge_method: linear\nmodels: [o/a+]", "models.0", 2, 10, "'o/a+' is not a model and", ""),
+    (LINEAR + "base_model: +o/a", "base_model", 5, 13, "'+o/a' is not a model and", ""),
+    ("merge_method: linear\nmodels: [{model: {model: o/a, lora: 5}}]", "models.0.model.lora", 2,
+     37, "expected a folder's or a repository's name, found 5", ""),
+    ("merge_method: linear\nmodels: [{model: {model: o/a, lora: {path: 5}}}]",
+     "models.0.model.lora.path", 2, 44, "expected text, found 5", ""),
+    ("merge_method: linear\nmodels: [{model: {model: o/a, lora: {path: x, rev: y}}}]",
+     "models.0.model.lora.rev", 2, 47, "unknown key", "valid: path, revision"),
+]  # fmt: skip
+
 LATER = [
-    ("merge_method: linear\nmodels: [o/a+o/lora]", "models.0", 2, 10, "adapters", "merge the"),
-    ("merge_method: linear\nmodels: [{model: {model: o/a, lora: o/l}}]", "models.0.model.lora", 2,
-     31, "adapters", ""),
     (TIES + "tokenizer_source: union", "tokenizer_source", 6, 19, "only the base", "source: base"),
     (TIES + "tokenizer: {source: o/a}", "tokenizer.source", 6, 21, "only the base", ""),
     (TIES + "tokenizer: {}", "tokenizer.source", 6, 1, "only the base", ""),
@@ -269,7 +279,9 @@ SLICED = [
      "unknown key", "did you mean 'models'?"),
 ]  # fmt: skip
 
-TABLE = FROM_PEERS + KEYS_AND_KINDS + METHODS_AND_MODELS + RULES + SLICED + NESTED + LATER
+TABLE = (
+    FROM_PEERS + KEYS_AND_KINDS + METHODS_AND_MODELS + RULES + SLICED + NESTED + ADAPTERS + LATER
+)
 
 
 @pytest.mark.parametrize(("text", "where", "line", "column", "message", "hint"), TABLE)

@@ -16,6 +16,7 @@ def read_yaml(raw: bytes | str, file: str) -> Source:
     (document,) = read_documents(raw, file)
     return document
 
+
 # YAML 1.2.2, section 10.3.2, and what YAML 1.1 made of the same text
 CORE_SCHEMA = [
     ("null", None), ("Null", None), ("NULL", None), ("~", None), ("", None), ("nULL", "nULL"),

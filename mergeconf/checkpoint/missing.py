@@ -69,7 +69,7 @@ def explain_folder(folder: Path, adapter: bool) -> Problem:
         return _problem(
             folder,
             "holds an adapter (LoRA) and no model",
-            "adapters are not read yet: merge it into its base first, with peft's merge_and_unload",
+            f"write it after its model: 'model+{folder.name}'",
         )
     if pickles := [
         name for name in names if Path(name).suffix in _PICKLES and name not in _NO_WEIGHTS

@@ -27,6 +27,7 @@ from mergeconf.graph.nodes import (
     LowRank,
     Node,
     Observe,
+    PerColumn,
     PerRow,
     Pick,
     Random,
@@ -124,7 +125,7 @@ class _Lowering:
                 return self.builder.load(node.slot, node.dtype.numpy)
             case Random():
                 return self.builder.draw(node)
-            case LowRank() | PerRow():
+            case LowRank() | PerRow() | PerColumn():
                 return self.builder.expand(node)
             case Gather():
                 return self.builder.rows(node, node.dtype.numpy)

@@ -17,7 +17,9 @@ from mergeconf.checkpoint import ReadFiles, StoredTensor
 from mergeconf.dtypes import DType
 from mergeconf.errors import ExecutionError, Problem
 from mergeconf.execution.kernels import Array
-from mergeconf.graph.nodes import Expanded, LowRank, PerRow
+from mergeconf.execution.row_tiles import fill_columns
+from mergeconf.graph.nodes import Expanded, LowRank, PerColumn, PerRow
+from mergeconf.graph.rows import ABSENT, Rows
 
 PIECE = 1 << 15
 """Elements of a product that are updated at a time, so that they and the terms fit the L2 cache."""
@@ -35,11 +37,14 @@ class Whole:
 
     def fill(self, node: Expanded, start: int, out: Array) -> None:
         """Compute a stretch of the tensor, from element `start` on."""
-        if isinstance(node, LowRank):
-            left, right = self._matrices[id(node)]
-            fill_product(left, right, start, out)
-        else:
-            fill_rows(self._matrices[id(node)][0], node.width, start, out)
+        first, *rest = self._matrices[id(node)]
+        match node:
+            case LowRank():
+                fill_product(first, rest[0], start, out)
+            case PerRow():
+                fill_rows(first, node.width, start, out)
+            case PerColumn():
+                fill_columns(first, start, out)
 
 
 def whole_bytes(nodes: Sequence[Expanded], inputs: Sequence[StoredTensor]) -> int:
@@ -49,6 +54,8 @@ def whole_bytes(nodes: Sequence[Expanded], inputs: Sequence[StoredTensor]) -> in
         for slot in _slots(node):
             stored = inputs[slot]
             held += 4 * stored.numel
+            if isinstance(node, (LowRank, PerRow)) and node.rows is not None:
+                held += 4 * len(node.rows) * (node.rank if isinstance(node, LowRank) else 1)
             most = max(most, stored.nbytes + 5 * stored.numel)
     return held + most
 
@@ -58,12 +65,24 @@ def _slots(node: Expanded) -> tuple[int, ...]:
 
 
 def _load(node: Expanded, inputs: Sequence[StoredTensor], reads: ReadFiles) -> tuple[Array, ...]:
-    if isinstance(node, PerRow):
+    if isinstance(node, PerColumn):
         return (_read(inputs[node.x.slot], reads),)
+    if isinstance(node, PerRow):
+        return (_taken(_read(inputs[node.x.slot], reads), node.rows),)
     left, right = (_read(inputs[slot], reads) for slot in _slots(node))
     left = left.reshape(node.rank, -1).T if node.left_transposed else left.reshape(-1, node.rank)
     right = right.reshape(-1, node.rank).T if node.right_transposed else right
+    left = _taken(left, node.rows)
     return np.ascontiguousarray(left), np.ascontiguousarray(right.reshape(node.rank, -1))
+
+
+def _taken(values: Array, rows: Rows | None) -> Array:
+    """Return rows in the order asked for; absent ones are 0."""
+    if rows is None:
+        return values
+    taken: Array = values[np.maximum(rows.numbers, 0)]
+    taken[rows.numbers == ABSENT] = 0
+    return taken
 
 
 def _read(stored: StoredTensor, reads: ReadFiles) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from mergeconf.graph.lazy import as_f32, elementwise
@@ -13,8 +15,10 @@ from mergeconf.graph.nodes import (
     Elementwise,
     Gather,
     Input,
+    LowRank,
     Node,
     Observe,
+    PerRow,
     Random,
     RankShare,
     RowCombine,
@@ -54,6 +58,8 @@ def gathered(root: Node, rows: Rows, width: int) -> Node:
                 return node
             case RankShare() | RowCombine() | RowDivergence() if node.row == width:
                 return node
+            case LowRank() | PerRow() if node.width == width:
+                return _by_row(node, rows if node.rows is None else node.rows.of(rows))
             case Random():
                 raise CannotGather("is drawn at random, element by element")
         raise CannotGather("needs the whole tensor at once")
@@ -65,6 +71,20 @@ def gathered(root: Node, rows: Rows, width: int) -> Node:
         return found
     absent = zeros(found, len(rows), width)
     return Choose(RowMask(rows, width), found, absent, stored_dtype(found))
+
+
+def _by_row(node: LowRank | PerRow, rows: Rows) -> Node:
+    """Return rows of what is made from inputs that are kept whole: these stay as they are."""
+    if isinstance(node, PerRow):
+        return replace(node, x=_whole(node.x), rows=rows)
+    return replace(node, left=_whole(node.left), right=_whole(node.right), rows=rows)
+
+
+def _whole(x: Node) -> Input:
+    """Return an input that has become a gather with all others."""
+    inner = x.x if isinstance(x, Gather) else x
+    assert isinstance(inner, Input)
+    return inner
 
 
 def zeros(like: Node, rows: int, width: int) -> Node:

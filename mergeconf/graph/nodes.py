@@ -163,6 +163,8 @@ class LowRank:
     """Whether it is stored as rank × rows."""
     right_transposed: bool = False
     """Whether it is stored as width × rank."""
+    rows: Rows | None = None
+    """Row of the product for each row, where they are taken in another order."""
 
     @property
     def kind(self) -> Kind:
@@ -177,6 +179,21 @@ class PerRow:
     x: Input
     """One element a row; kept whole."""
     width: int
+    rows: Rows | None = None
+    """Element of the input for each row, where they are taken in another order."""
+
+    @property
+    def kind(self) -> Kind:
+        """A value to compute with."""
+        return "f32"
+
+
+@dataclass(frozen=True, slots=True)
+class PerColumn:
+    """One value for each column, at every element of the column."""
+
+    x: Input
+    """One element a column; kept whole."""
 
     @property
     def kind(self) -> Kind:
@@ -344,7 +361,7 @@ Reduction = Reduce | KthLargest | ColumnMean
 """Nodes that take a sweep over the whole tensor."""
 RowLocal = RankShare | RowCombine | RowDivergence
 """Nodes whose value at a position depends on the whole row."""
-Expanded = LowRank | PerRow
+Expanded = LowRank | PerRow | PerColumn
 """Nodes made from inputs that are smaller than the tensor, and kept whole while it is computed."""
 OfRows = Gather | RowMask | ColumnMean
 """Nodes over a tensor whose rows are taken from others."""
@@ -379,7 +396,7 @@ def children(node: AnyNode) -> Iterator[AnyNode]:
             yield from (mask for _, mask in node.counts)
         case LowRank():
             yield from (node.left, node.right)
-        case KthLargest() | RankShare() | PerRow() | Gather() | ColumnMean():
+        case KthLargest() | RankShare() | PerRow() | PerColumn() | Gather() | ColumnMean():
             yield node.x
         case RowDivergence():
             yield from (node.x, node.y)

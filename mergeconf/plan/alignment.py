@@ -67,7 +67,7 @@ def _settle_ties(
     tying = [model.label for model in models if ties_embeddings(model.config)]
     heads = [name for name in sources if name.endswith(TIED_TO_EMBEDDING)]
     for head in heads:
-        embedding = _embedding_of(head, sources)
+        embedding = embedding_of(head, sources)
         if embedding is None:
             continue
         having, embeddings = sources[head], sources[embedding]
@@ -98,7 +98,7 @@ def _may_be_tied(
     return all(other.shape[1:] == embedding.shape[1:] for other in having.values())
 
 
-def _embedding_of(head: str, names: dict[str, Any]) -> str | None:
+def embedding_of(head: str, names: Mapping[str, Any]) -> str | None:
     """Return the embedding nearest to a head: that with the longest common start."""
     found = [name for name in names if name.endswith(EMBEDDINGS)]
     prefix = head[: -len(next(end for end in TIED_TO_EMBEDDING if head.endswith(end)))]

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mergeconf.checkpoint import Checkpoint
+from mergeconf.checkpoint.adapter import Adapter, open_adapter
 from mergeconf.errors import CheckpointError, PlanError, Problem
 from mergeconf.graph.nodes import Node, Random, walk
+from mergeconf.plan.adapted import adapt
 from mergeconf.plan.data import Plan, TensorPlan
 from mergeconf.plan.output_files import RECIPE_NAME
 from mergeconf.plan.sources import Derived, Model, Origin
@@ -26,6 +28,8 @@ class Library:
         self._plan_merge = plan_merge
         self._checkpoints: dict[Path, Checkpoint] = {}
         self._merges: dict[int, Model] = {}
+        self._adapters: dict[Path, Adapter] = {}
+        self._adapted: dict[tuple[Path, str], Model] = {}
 
     def models_of(self, recipe: Recipe) -> dict[str, Model]:
         """Return a recipe's models by key, the base first.
@@ -54,18 +58,12 @@ class Library:
     def _model(self, reference: ModelRef, folder: Path) -> Model:
         if reference.merge is not None:
             return self._merge(reference, reference.merge)
-        if _is_hub_only(reference, folder):
-            raise CheckpointError(
-                Problem(
-                    "is no local folder, and models are not fetched from the Hub yet",
-                    where=reference.text,
-                    location=reference.location,
-                    hint=f"hf download {reference.hub_id} --local-dir FOLDER, and name that folder",
-                )
-            )
+        if reference.adapted is not None:
+            return self._with_adapter(reference, *reference.adapted, folder)
         return Model.stored(self._checkpoint(reference, folder))
 
     def _checkpoint(self, reference: ModelRef, folder: Path) -> Checkpoint:
+        _refuse_hub(reference, folder)
         path = reference.local_path(folder)
         if path not in self._checkpoints:
             try:
@@ -75,6 +73,42 @@ class Library:
                     [_located(problem, reference) for problem in error.problems]
                 ) from None
         return self._checkpoints[path]
+
+    def _adapter(self, reference: ModelRef, folder: Path) -> Adapter:
+        _refuse_hub(reference, folder)
+        path = reference.local_path(folder)
+        if path not in self._adapters:
+            try:
+                self._adapters[path] = open_adapter(path, reference.text)
+            except CheckpointError as error:
+                raise CheckpointError(
+                    [_located(problem, reference) for problem in error.problems]
+                ) from None
+        return self._adapters[path]
+
+    def _with_adapter(
+        self, reference: ModelRef, base: ModelRef, adapter: ModelRef, folder: Path
+    ) -> Model:
+        key = (folder, reference.key)
+        if key in self._adapted:
+            return self._adapted[key]
+        problems: list[Problem] = []
+        model = opened = None
+        try:
+            model = self._model(base, folder)
+        except CheckpointError as error:
+            problems.extend(error.problems)
+        try:
+            opened = self._adapter(adapter, folder)
+        except CheckpointError as error:
+            problems.extend(error.problems)
+        if model is None or opened is None:
+            raise CheckpointError(problems)
+        try:
+            self._adapted[key] = adapt(model, opened, reference.text)
+        except PlanError as error:
+            raise PlanError([_located(p, reference) for p in error.problems]) from None
+        return self._adapted[key]
 
     def _merge(self, reference: ModelRef, recipe: Recipe) -> Model:
         if id(recipe) not in self._merges:
@@ -112,6 +146,18 @@ def _derived(tensor: TensorPlan, recipe: Recipe, draws: dict[int, bool]) -> Deri
 
 def _draws(expression: Node) -> bool:
     return any(isinstance(node, Random) for node in walk(expression))
+
+
+def _refuse_hub(reference: ModelRef, folder: Path) -> None:
+    if _is_hub_only(reference, folder):
+        raise CheckpointError(
+            Problem(
+                "is no local folder, and models are not fetched from the Hub yet",
+                where=reference.text,
+                location=reference.location,
+                hint=f"hf download {reference.hub_id} --local-dir FOLDER, and name that folder",
+            )
+        )
 
 
 def _is_hub_only(reference: ModelRef, folder: Path) -> bool:

@@ -33,17 +33,19 @@ class ModelRef:
     location: Location | None = field(default=None, compare=False)
     merge: Recipe | None = field(default=None, compare=False)
     """The recipe that makes it, where it is itself a merge; `text` is then its name."""
+    adapted: tuple[ModelRef, ModelRef] | None = field(default=None, compare=False)
+    """A model and the adapter that is added to it, where that is what it is."""
 
     @property
     def hub_id(self) -> str | None:
         """The text as an id on the Hub (`org/name`), without revision, or None if it is none."""
-        found = None if self.merge else _HUB_ID.fullmatch(self.text)
+        found = None if self.merge or self.adapted else _HUB_ID.fullmatch(self.text)
         return found["id"] if found else None
 
     @property
     def revision(self) -> str | None:
         """Branch, tag or commit after the `@`, or None."""
-        found = _HUB_ID.fullmatch(self.text)
+        found = None if self.adapted else _HUB_ID.fullmatch(self.text)
         return found["revision"] if found else None
 
     def local_path(self, folder: Path) -> Path:
@@ -55,6 +57,8 @@ class ModelRef:
         """What two spellings of one model share: `./a/` and `a`, `org/b@main` and `org/b`."""
         if self.merge is not None:
             return f"merge {self.text}"
+        if self.adapted is not None:
+            return "+".join(part.key for part in self.adapted)
         if self.revision == "main":
             return self.hub_id or self.text
         return os.path.normpath(self.text)

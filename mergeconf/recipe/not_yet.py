@@ -15,14 +15,12 @@ CODE = "not-yet"
 """`Problem.code` of what is understood but not supported yet."""
 
 NOT_YET: Mapping[str, str] = {
-    "adapter": "adapters (model+adapter) are not supported yet",
     "chat_template": "chat templates are not supported yet",
     "tokenizer": "only the base model's tokenizer is supported yet",
 }
 """Feature → what is said of it."""
 
 _HINTS: Mapping[str, str] = {
-    "adapter": "merge the adapter into its model first",
     "chat_template": "leave it out: the base model's template is copied",
     "tokenizer": "write 'source: base', or leave it out",
 }

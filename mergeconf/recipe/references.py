@@ -1,4 +1,4 @@
-"""Which model is meant? Text, mergekit's mapping, or what is not supported yet."""
+"""Which model is meant? Text, or mergekit's mapping; with an adapter or without one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 from mergeconf.recipe.collect import Collector
 from mergeconf.recipe.model import ModelRef
-from mergeconf.recipe.not_yet import refuse
 from mergeconf.recipe.schema import NESTED_KEYS, ModelMapping, ModelPath
 from mergeconf.recipe.words import describe
 from mergeconf.recipe.yaml_source import Path
@@ -33,36 +32,76 @@ def _named(text: str, path: Path, collector: Collector) -> ModelRef | None:
     if collector.merges.find(text) is not None:
         return collector.merges.named(text, path, collector)
     if "+" in text:
-        refuse("adapter", path, collector)
-        return None
+        return _with_adapter(text, path, collector)
     return ModelRef(text, collector.source.locate(path))
+
+
+def _with_adapter(text: str, path: Path, collector: Collector) -> ModelRef | None:
+    name, *adapters = (part.strip() for part in text.split("+"))
+    if len(adapters) > 1 or not (name and adapters[0]):
+        collector.error(
+            path,
+            f"'{text}' is not a model and one adapter, 'model+adapter'",
+            "of several adapters, add each to the merge that adds those before it; a folder whose "
+            "name has a '+' is written as {model: {path: ...}}",
+        )
+        return None
+    adapter = ModelRef(adapters[0], collector.source.locate(path))
+    return _adapted(_named(name, path, collector), adapter, path, collector)
+
+
+def _adapted(
+    model: ModelRef | None, adapter: ModelRef | None, path: Path, collector: Collector
+) -> ModelRef | None:
+    if model is None or adapter is None:
+        return None
+    location = collector.source.locate(path)
+    return ModelRef(f"{model}+{adapter}", location, adapted=(model, adapter))
 
 
 def _mapping(data: Mapping[str, Any], path: Path, collector: Collector) -> ModelRef | None:
     for key in data:
         if key not in ModelMapping.model_fields:
             collector.unknown_key((*path, key), ModelMapping.model_fields)
-    if data.get("lora") is not None:
-        refuse("adapter", (*path, "lora"), collector, key=True)
     if data.get("override_architecture") is not None:
         collector.warn(
             "override-architecture",
             (*path, "override_architecture"),
             "has no effect: tensors are told by their names, whatever the architecture",
         )
+    model = _inner(data, path, collector)
+    if data.get("lora") is None:
+        return model
+    return _adapted(model, _path(data, "lora", path, collector), path, collector)
+
+
+def _inner(data: Mapping[str, Any], path: Path, collector: Collector) -> ModelRef | None:
     inner = data.get("model")
     if inner is None and "model" in collector.meant:
         return None
+    if isinstance(inner, Mapping) and not NESTED_KEYS & inner.keys():
+        return _path(data, "model", path, collector)
+    return parse_model(inner, (*path, "model"), collector)
+
+
+def _path(data: Mapping[str, Any], key: str, path: Path, collector: Collector) -> ModelRef | None:
+    """Return what a key of the mapping names: text, or a mapping of path and revision."""
+    inner, place = data[key], (*path, key)
+    location = collector.source.locate(place)
+    if isinstance(inner, str) and inner.strip():
+        return ModelRef(inner, location)
     if not isinstance(inner, Mapping):
-        return parse_model(inner, (*path, "model"), collector)
-    for key in inner:
-        if key not in ModelPath.model_fields:
-            collector.unknown_key((*path, "model", key), ModelPath.model_fields)
+        collector.error(
+            place, f"expected a folder's or a repository's name, found {describe(inner)}"
+        )
+        return None
+    for name in inner:
+        if name not in ModelPath.model_fields:
+            collector.unknown_key((*place, name), ModelPath.model_fields)
     folder, revision = inner.get("path"), inner.get("revision")
     if not isinstance(folder, str) or not isinstance(revision, str | None):
         part = "path" if not isinstance(folder, str) else "revision"
         found = describe(inner.get(part))
-        collector.error((*path, "model", part), f"expected text, found {found}")
+        collector.error((*place, part), f"expected text, found {found}")
         return None
-    text = folder if revision is None else f"{folder}@{revision}"
-    return _named(text, (*path, "model"), collector)
+    return ModelRef(folder if revision is None else f"{folder}@{revision}", location)
