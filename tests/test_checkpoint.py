@@ -203,7 +203,7 @@ def test_an_index_cannot_leave_its_folder(tmp_path, name):
         ("{}", "no weight_map"),
         ('{"weight_map": {}}', "no weight_map"),
         ('{"weight_map": {"a": 1}}', "not a name"),
-        ('{"weight_map": {"a": "pytorch_model.bin"}}', "no safetensors"),
+        ('{"weight_map": {"a": "pytorch_model.bin"}}', "do not end in .safetensors"),
     ],
 )
 def test_broken_indexes(tmp_path, content, words):
@@ -252,8 +252,9 @@ def test_several_models_in_one_folder(tmp_path):
     ("files", "words"),
     [
         ([], "is empty"),
-        (["pytorch_model.bin", "config.json"], "save_pretrained"),
-        (["model.pt"], "pickled"),
+        (["pytorch_model.bin", "config.json"], "pytorch_model.bin: is empty"),
+        (["model-00001-of-00003.bin"], "pickles of other names"),
+        (["model.pt"], "name that file"),
         (["a.Q4_K_M.gguf"], "holds GGUF files"),
         (["tf_model.h5"], "TensorFlow"),
         (["config.json", "training_args.bin"], "an interrupted download"),
@@ -261,7 +262,7 @@ def test_several_models_in_one_folder(tmp_path):
         (["sub/model.safetensors"], "did you mean"),
         (["adapter_model.safetensors", "adapter_config.json"], "adapter"),
         (["adapter_model.bin", "adapter_config.json"], "adapter"),
-        (["notes.md"], "holds no .safetensors file, only notes.md"),
+        (["notes.md"], "holds no weights, only notes.md"),
     ],
 )
 def test_folders_without_a_model(tmp_path, files, words):
@@ -277,7 +278,7 @@ def test_folders_without_a_model(tmp_path, files, words):
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("a.bin", "pickled"), ("a.gguf", "GGUF"), ("a.yaml", "is no .safetensors file")],
+    [("a.bin", "is empty"), ("a.pkl", "pickle"), ("a.gguf", "GGUF"), ("a.yaml", "no weight file")],
 )
 def test_files_that_are_no_model(tmp_path, name, words):
     (tmp_path / name).write_bytes(b"")

@@ -1,7 +1,8 @@
 """Which tensors does a model have, of what shape and dtype, where do their bytes lie?
 
 Reads headers and small text files, never a weight. Knows nothing of recipes and methods.
-`weights` finds a folder's weight files, `sidecars` the small files that belong to the model.
+`choose` finds a folder's weight files, `weights` reads their headers, `sidecars` finds the small
+files that belong to the model.
 """
 
 from mergeconf.checkpoint.model import Checkpoint, open_checkpoint

@@ -7,14 +7,18 @@ from pathlib import Path
 
 from mergeconf.errors import Problem, listed
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_NO_WEIGHTS = (
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+"""Endings of files that torch.save writes."""
+NO_WEIGHTS = (
     "training_args.bin",
     "optimizer.bin",
     "optimizer.pt",
+    "scheduler.bin",
     "scheduler.pt",
+    "scaler.pt",
     "rng_state.pth",
 )
+"""Such files that a training leaves beside the weights."""
 _OTHERS = {
     ".gguf": "GGUF", ".ggml": "GGML", ".h5": "TensorFlow", ".msgpack": "Flax", ".onnx": "ONNX",
     ".npz": "numpy",
@@ -39,7 +43,8 @@ def explain_missing(path: Path) -> Problem:
         sibling.name
         for sibling in parent.iterdir()
         if not sibling.name.startswith(".")
-        and (sibling.is_dir() or sibling.suffix == ".safetensors")
+        and (sibling.is_dir() or sibling.suffix in (".safetensors", *PICKLES))
+        and sibling.name not in NO_WEIGHTS
     )
     close = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.6)
     if close:
@@ -49,33 +54,36 @@ def explain_missing(path: Path) -> Problem:
 
 
 def explain_file(path: Path) -> Problem:
-    """Return what to say of a file that is no safetensors file."""
-    if path.suffix in _PICKLES:
-        fact = "holds pickled weights, which are not read"
+    """Return what to say of a file that is neither safetensors nor of torch.save."""
+    if path.suffix in (".pkl", ".pickle"):
+        fact = "is a pickle of Python objects, which is not read"
         return _problem(path, fact, _CONVERT.replace("them", "it"))
     if path.suffix in _OTHERS:
         return _problem(path, f"is a {_OTHERS[path.suffix]} file, which is not read", _ORIGINAL)
     return _problem(
-        path, "is no .safetensors file", "name a model's folder or its .safetensors file"
+        path, "is no weight file", "name a model's folder, or its .safetensors or .bin file"
     )
 
 
 def explain_folder(folder: Path, adapter: bool) -> Problem:
-    """Return what to say of a folder without a safetensors model in it."""
+    """Return what to say of a folder without a model in it that would be read."""
     names = sorted(path.name for path in folder.iterdir())
     if not names:
         return _problem(folder, "is empty")
-    if adapter or "adapter_config.json" in names:
+    if adapter or "adapter_config.json" in names or "adapter_model.bin" in names:
         return _problem(
             folder,
             "holds an adapter (LoRA) and no model",
             f"write it after its model: 'model+{folder.name}'",
         )
     if pickles := [
-        name for name in names if Path(name).suffix in _PICKLES and name not in _NO_WEIGHTS
+        name for name in names if Path(name).suffix in PICKLES and name not in NO_WEIGHTS
     ]:
-        fact = f"holds pickled weights and no safetensors: {listed(pickles, most=4)}"
-        return _problem(folder, fact, _CONVERT)
+        fact = (
+            "holds neither safetensors nor a pytorch_model.bin, but pickles of other names: "
+            f"{listed(pickles, most=4)}"
+        )
+        return _problem(folder, fact, "if one of them is the model, name that file")
     for suffix, kind in _OTHERS.items():
         if files := [name for name in names if name.endswith(suffix)]:
             fact = f"holds {kind} files and no safetensors: {listed(files, most=4)}"
@@ -91,7 +99,7 @@ def explain_folder(folder: Path, adapter: bool) -> Problem:
     hint = f"did you mean '{folder / parts[0]}'?" if parts else ""
     if not hint and "config.json" in names:
         hint = "its weights are not there: an interrupted download is the likely cause"
-    return _problem(folder, f"holds no .safetensors file, only {listed(names, most=6)}", hint)
+    return _problem(folder, f"holds no weights, only {listed(names, most=6)}", hint)
 
 
 def _problem(path: Path, message: str, hint: str = "") -> Problem:

@@ -54,7 +54,7 @@ def open_checkpoint(path: Path, label: str) -> Checkpoint:
     A single file has a config and small files where it is the only model of its folder.
 
     Args:
-        path: a folder, an index file or one .safetensors file.
+        path: a folder, an index file, one .safetensors file or one file of torch.save.
         label: what messages call it.
 
     Raises:

@@ -19,7 +19,8 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -80,6 +81,8 @@ class Header:
     """The free text that the file carries, such as `{"format": "pt"}`."""
     stamp: FileStamp
     """The file when this was read."""
+    warnings: tuple[Problem, ...] = ()
+    """What was found in the file and does not stand in the way."""
 
 
 def read_header(path: Path) -> Header:
@@ -88,21 +91,33 @@ def read_header(path: Path) -> Header:
     Raises:
         CheckpointError: the file cannot be read, is truncated, or is no sound safetensors file.
     """
+    with open_stamped(path) as (descriptor, stamp):
+        text = _read_header_text(descriptor, stamp)
+    return _parse(text, stamp)
+
+
+@contextmanager
+def open_stamped(path: Path) -> Iterator[tuple[int, FileStamp]]:
+    """Open a file of weights for reading: its descriptor, and what it is by now.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is no regular file.
+    """
     try:
-        # a pipe would block without O_NONBLOCK; on regular files the flag means nothing
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            # a pipe would block without O_NONBLOCK; on regular files the flag means nothing
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except ValueError as error:  # a path with a NUL character
+            _refuse(path, f"cannot be read: {error}")
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 _refuse(path, "is not a regular file")
-            stamp = FileStamp(path, status.st_size, status.st_mtime_ns)
-            text = _read_header_text(descriptor, stamp)
+            yield descriptor, FileStamp(path, status.st_size, status.st_mtime_ns)
         finally:
             os.close(descriptor)
-    except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        _refuse(path, f"cannot be read: {(reason or str(error)).lower()}")
-    return _parse(text, stamp)
+    except OSError as error:
+        _refuse(path, f"cannot be read: {(error.strerror or str(error)).lower()}")
 
 
 def _refuse(path: Path, message: str, hint: str = "") -> NoReturn:
@@ -112,7 +127,7 @@ def _refuse(path: Path, message: str, hint: str = "") -> NoReturn:
 # --- bytes ------------------------------------------------------------------------------------
 
 _TRUNCATED = "an interrupted download is the likely cause; download the file again"
-_FOREIGN = (
+FOREIGN = (
     (b"GGUF", "it is a GGUF file"),
     (b"PK\x03\x04", "it is a zip archive, perhaps weights that torch.save wrote"),
     (b"\x80", "it is a Python pickle, perhaps weights that torch.save wrote"),
@@ -135,7 +150,7 @@ def _read_header_text(descriptor: int, stamp: FileStamp) -> bytes:
         _refuse(path, f"has {size} bytes; a safetensors file has at least 8", _TRUNCATED)
     (length,) = struct.unpack_from("<Q", start)
     if length > MAX_HEADER_BYTES:
-        hint = next((hint for magic, hint in _FOREIGN if start.startswith(magic)), "")
+        hint = next((hint for magic, hint in FOREIGN if start.startswith(magic)), "")
         _refuse(
             path,
             f"is no safetensors file: a header of {length} bytes is over the limit of "
