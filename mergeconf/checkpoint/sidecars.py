@@ -73,6 +73,14 @@ class Sidecar:
     """Length in bytes."""
 
 
+def is_tokenizer_file(name: str) -> bool:
+    """Tell by its name whether a file is part of a tokenizer, its code and chat templates
+    included."""
+    if name.startswith("tokenization") and name.endswith(".py"):
+        return True
+    return _kind(name, False, ()) in ("tokenizer", "chat_template")
+
+
 def find_sidecars(folder: Path) -> tuple[list[Sidecar], list[Problem]]:
     """Return the small files that belong to the model in a folder, by name, and warnings.
 

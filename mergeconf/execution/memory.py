@@ -16,7 +16,7 @@ from mergeconf.execution.products import PIECE, whole_bytes
 from mergeconf.execution.program import Program, compile_expression
 from mergeconf.execution.reducers import MOST_KEPT
 from mergeconf.graph.geometry import BLOCK, Geometry
-from mergeconf.graph.nodes import KthLargest
+from mergeconf.graph.nodes import ColumnMean, Gather, KthLargest, RowMask, walk
 from mergeconf.plan import Plan, TensorPlan
 from mergeconf.units import format_size
 
@@ -69,9 +69,22 @@ def estimate(plan: Plan, settings: Settings) -> MemoryEstimate:
     held = BYTES_PER_TENSOR * len(plan.tensors) + _BYTES_PER_INPUT * sum(
         len(checkpoint.tensors) for checkpoint in plan.checkpoints
     )
+    held += plan.tokenizer_bytes + _rows_bytes(plan)
     open_tensors = min(settings.threads, len(plan.tensors))
     peak = FIXED_BYTES + held + settings.threads * worker + open_tensors * reductions
     return MemoryEstimate(peak, worker, reductions, held, largest)
+
+
+def _rows_bytes(plan: Plan) -> int:
+    """Return what the plan's lists of rows take."""
+    expressions = {id(tensor.expression): tensor.expression for tensor in plan.tensors}
+    lists = {
+        node.rows
+        for expression in expressions.values()
+        for node in walk(expression)
+        if isinstance(node, (Gather, RowMask))
+    }
+    return sum(rows.numbers.nbytes + sum(part.nbytes for part in rows.runs) for rows in lists)
 
 
 def _worker_bytes(program: Program, tensor: TensorPlan, settings: Settings) -> int:
@@ -95,6 +108,8 @@ def _reduction_bytes(program: Program, tensor: TensorPlan) -> int:
                 # kept values, their copy when they are searched, and a histogram
                 kept = min(tensor.numel, MOST_KEPT + 2 * BLOCK)
                 state += kept * 4 * 3 + (1 << 16) * 8 * 3
+            elif isinstance(node, ColumnMean):
+                state += node.width * 64
             else:
                 state += Geometry.of(tensor.shape).blocks * 8 * 3
         most = max(most, state)

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mergeconf.dtypes import DType
-from mergeconf.graph.rows import Rows
+
+if TYPE_CHECKING:  # it takes numpy with it, which checking a recipe does without
+    from mergeconf.graph.rows import Rows
 
 Kind = Literal["f32", "mask", "stored", "draw"]
 Op = Literal[

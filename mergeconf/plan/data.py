@@ -80,6 +80,9 @@ class Plan:
     warnings: tuple[Problem, ...]
     rule_counts: tuple[int, ...]
     """How many tensors each rule decides."""
+    tokenizer_bytes: int = 0
+    """Most bytes that putting the tokenizer together has taken, which the process may still hold;
+    0 where it is copied."""
 
     @property
     def parameters(self) -> int:

@@ -146,8 +146,8 @@ def _shape_problem(
     hint = "only models of one architecture and size can be merged"
     if len(rest) == 1 and len(rows) > 1 and names[0].endswith((*EMBEDDINGS, *TIED_TO_EMBEDDING)):
         hint = (
-            "the vocabularies have different sizes; take these tensors from one model by a rule, "
-            "or extend the smaller models' embeddings first"
+            "the vocabularies have different sizes; align them by their tokens: "
+            "tokenizer: {source: union}, or take these tensors from one model by a rule"
         )
     odd = next((label for label, shape in shapes[1:] if shape != shapes[0][1]), shapes[0][0])
     return Problem(

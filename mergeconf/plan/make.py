@@ -22,6 +22,7 @@ from mergeconf.plan.fit import Misfits, is_packed, quantized_files
 from mergeconf.plan.models import Library, OpenModel
 from mergeconf.plan.output_files import output_files
 from mergeconf.plan.sources import Bound, Model, Source, checkpoints_of
+from mergeconf.plan.vocabularies import OutputTokenizer, over_output_tokens
 from mergeconf.recipe import Decider, Decision, ModelRef, Recipe, check_names
 from mergeconf.storage.layout import OutputTensor, plan_layout
 
@@ -48,6 +49,9 @@ def _make_plan(recipe: Recipe, library: Library) -> Plan:
     alignment, problems = assemble(recipe, models, stored)
     if problems:
         raise PlanError(problems)
+    alignment, tokenizer, problems = over_output_tokens(recipe, models, alignment)
+    if errors := [problem for problem in problems if problem.severity == "error"]:
+        raise PlanError(dict.fromkeys(errors))
     decider = Decider(recipe)
     problems.extend(check_names(recipe, alignment.places, alignment.scopes))
     compiler = _Compiler(recipe, models, alignment, quantized=quantized_files(models.values()))
@@ -68,11 +72,15 @@ def _make_plan(recipe: Recipe, library: Library) -> Plan:
         raise PlanError(dict.fromkeys(errors))
     unused = left_out(recipe, models, stored, alignment, compiler.used, compiler.dropped)
     compiler.dropped.extend(unused)
-    return _assemble(recipe, alignment, compiler, problems)
+    return _assemble(recipe, alignment, tokenizer, compiler, problems)
 
 
 def _assemble(
-    recipe: Recipe, alignment: Alignment, compiler: _Compiler, warnings: list[Problem]
+    recipe: Recipe,
+    alignment: Alignment,
+    tokenizer: OutputTokenizer | None,
+    compiler: _Compiler,
+    warnings: list[Problem],
 ) -> Plan:
     donor = alignment.models[0]
     config, notes = deepen(donor, alignment.depths)
@@ -89,7 +97,12 @@ def _assemble(
     )
     rules.update(compiler.dropped_by_rule)
     unties = not alignment.untied.isdisjoint(compiler.tensors)
-    files, config = output_files(recipe, donor, config, compiler.out_dtype, unties=unties)
+    files, config, notes = output_files(
+        recipe, alignment.models, config, tokenizer, compiler.out_dtype, unties=unties
+    )
+    found.extend(notes)
+    if errors := [problem for problem in notes if problem.severity == "error"]:
+        raise PlanError(errors)
     return Plan(
         recipe=recipe,
         models=alignment.models,
@@ -102,6 +115,7 @@ def _assemble(
         config=config,
         warnings=tuple(p for p in dict.fromkeys(found) if p.code not in recipe.silenced),
         rule_counts=tuple(rules[rule.index] for rule in recipe.rules),
+        tokenizer_bytes=0 if tokenizer is None else tokenizer.peak_bytes,
     )
 
 

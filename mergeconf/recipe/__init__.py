@@ -6,7 +6,17 @@ Knows nothing of tensors, of files of weights, or of torch.
 from mergeconf.recipe.decide import Decider, Decision, Resolved, decide
 from mergeconf.recipe.editor_schema import recipe_schema
 from mergeconf.recipe.load import load_recipe
-from mergeconf.recipe.model import DEFAULT_SHARD_SIZE, ModelEntry, ModelRef, Recipe, Rule, Scope
+from mergeconf.recipe.model import (
+    DEFAULT_SHARD_SIZE,
+    ModelEntry,
+    ModelRef,
+    Recipe,
+    Rule,
+    Scope,
+    TokenEntry,
+    TokenizerChoice,
+    TokenSource,
+)
 from mergeconf.recipe.names import check_names
 from mergeconf.recipe.patterns import Matcher
 from mergeconf.recipe.values import Evaluated, evaluate
@@ -23,6 +33,9 @@ __all__ = [
     "Resolved",
     "Rule",
     "Scope",
+    "TokenEntry",
+    "TokenSource",
+    "TokenizerChoice",
     "check_names",
     "decide",
     "evaluate",

@@ -15,13 +15,13 @@ from mergeconf.recipe.collect import Collector
 from mergeconf.recipe.merges import Around, Loading, Merges
 from mergeconf.recipe.model import DEFAULT_SHARD_SIZE, ModelRef, Recipe, Rule, Scope
 from mergeconf.recipe.named_merges import define_merges, load_unused, name_documents, result_of
-from mergeconf.recipe.not_yet import refuse_unsupported
 from mergeconf.recipe.parse_values import parse_matcher, parse_parameters
 from mergeconf.recipe.read import read_source
 from mergeconf.recipe.references import parse_model
 from mergeconf.recipe.schema import parse_dtype
 from mergeconf.recipe.scopes import parse_scopes
 from mergeconf.recipe.structure import check_structure
+from mergeconf.recipe.tokenizer import parse_chat_template, parse_tokenizer
 from mergeconf.recipe.words import BadValue, describe
 from mergeconf.recipe.yaml_source import Path as KeyPath
 from mergeconf.recipe.yaml_source import Source
@@ -108,7 +108,6 @@ def _load_part(
     collector.merges = merges
     check_structure(data, {n for m in methods.values() for n in m.parameters}, collector)
     loader = _Loader(data, methods, collector)
-    refuse_unsupported(data, collector)
     define_merges(data, merges, collector, loader.seed, loader.dtype)
     recipe = loader.load(path)
     _check(recipe, methods, collector)
@@ -190,10 +189,18 @@ class _Loader:
             metadata=metadata,
             warnings=(),
             silenced=frozenset(code for code in silence if isinstance(code, str)),
+            tokenizer=parse_tokenizer(data, self._models(), self.collector),
+            chat_template=parse_chat_template(data, self.collector),
             locations={
                 str(key[0]): location for key, location in read.values.items() if len(key) == 1
             },
         )
+
+    def _models(self) -> list[ModelRef]:
+        """Return all models that the recipe names, the base first."""
+        entries = [entry.model for scope in self.scopes for entry in scope.entries]
+        found = [self.base, *entries, *(scope.base_model for scope in self.scopes)]
+        return list({model.key: model for model in found if model is not None}.values())
 
     def _method(self, path: KeyPath, name: object) -> str | None:
         if not isinstance(name, str):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mergeconf.errors import Location, Problem
 from mergeconf.methods import Method
@@ -161,6 +161,44 @@ class Rule:
     location: Location | None
 
 
+@dataclass(frozen=True, slots=True)
+class TokenSource:
+    """Where the embedding of one token is taken from."""
+
+    kind: Literal["zero", "model", "token"]
+    """Zeros; the same token of a model; or another token of a model."""
+    model: ModelRef | None = None
+    token: str | None = None
+    """The other token, by its text."""
+    token_id: int | None = None
+    """The other token, by its id in that model."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEntry:
+    """What the recipe says of one token."""
+
+    token: str
+    source: TokenSource | None
+    force: bool
+    """Whether models that have the token take the embedding from the source too."""
+    path: KeyPath
+    location: Location | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerChoice:
+    """The tokenizer of the output, and the embeddings of its tokens."""
+
+    source: Literal["union", "base"] | ModelRef
+    tokens: tuple[TokenEntry, ...]
+    pad_to_multiple_of: int | None
+    """The number of rows of the output's embeddings is a multiple of it."""
+    path: KeyPath
+    """Where the source stands."""
+    location: Location | None = field(default=None, compare=False)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Recipe:
     """A whole recipe, checked as far as that is possible without looking at models.
@@ -204,6 +242,10 @@ class Recipe:
     """Codes of warnings that the recipe does not want to see."""
     locations: Mapping[str, Location]
     """Place of the value of each top-level key that the recipe has."""
+    tokenizer: TokenizerChoice | None = None
+    """None where the output has the tokenizer of the base, or of the first model."""
+    chat_template: str | None = None
+    """Name of a template, `auto`, or the template itself."""
 
     @property
     def output_dtype(self) -> str | None:

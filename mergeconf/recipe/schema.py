@@ -6,7 +6,7 @@ on more than one key is checked in `checks` and `values`. Validators raise only 
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -198,20 +198,47 @@ class Module(_Part):
     """Parameters for this module."""
 
 
+class ZeroToken(_Part):
+    """An embedding of zeros."""
+
+    kind: Literal["zero"]
+
+
+class TokenOfModel(_Part):
+    """The embedding of some token of a model; one of token and token_id."""
+
+    kind: Literal["model_token"]
+    model: ModelName
+    """A model of the recipe."""
+    token: StrictStr | None = None
+    """The token's text."""
+    token_id: StrictInt | None = Field(None, ge=0)
+    """The token's id in that model."""
+
+
+TokenOrigin = Annotated["StrictStr | ModelMapping | TokenOfModel | ZeroToken", SkipValidation]
+"""Checked in `tokenizer`, which tells the forms apart."""
+
+
 class TokenEmbedding(_Part):
     """Where the embedding of one token comes from."""
 
-    source: Any = None
+    source: TokenOrigin | None = None
+    """A model that has the token; or kind: zero; or kind: model_token, for a token of a model."""
     force: StrictBool = False
+    """true: for models that have the token too."""
 
 
 class Tokenizer(_Part):
     """The tokenizer of the output."""
 
-    source: StrictStr = "union"
-    """base: the base model's tokenizer is copied."""
+    source: ModelName = "union"
+    """union: the base's with the tokens that only other models have appended; base: the base's;
+    or a model, whose tokenizer is taken."""
     tokens: dict[str, TokenEmbedding | None] | None = None
+    """Tokens to add, or whose embedding is to come from elsewhere."""
     pad_to_multiple_of: StrictInt | None = Field(None, gt=0)
+    """Append rows to embeddings and heads until their number is a multiple of this."""
 
 
 class RuleItem(_Part):
@@ -270,10 +297,11 @@ class Document(_Part):
     """Format of the output."""
     tokenizer: Tokenizer | None = None
     """The tokenizer of the output."""
-    tokenizer_source: StrictStr | None = None
+    tokenizer_source: ModelName | None = None
     """Short for tokenizer.source."""
     chat_template: StrictStr | None = None
-    """Chat template of the output."""
+    """Chat template of the output: a name such as chatml, auto for the models' most frequent one,
+    or the template itself."""
     definitions: Annotated[dict[str, NestedRecipe | Document], SkipValidation] | None = None
     """Merges that models can name."""
     output: Output | None = None
