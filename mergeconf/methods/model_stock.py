@@ -40,7 +40,10 @@ def stock_shares(*numbers: float) -> tuple[float, float]:
 @merge_method(
     models=(2, None),
     source="arXiv:2403.19522",
-    ignored={"weight": "all models count alike in model_stock"},
+    ignored={
+        "weight": "all models count alike in model_stock",
+        "normalize": "model_stock finds the weights of the models itself",
+    },
     laws={"base_identity", "order"},
 )
 def model_stock(

@@ -43,7 +43,12 @@ def multislerp_coefficients(*numbers: float) -> tuple[float, ...]:
     return tuple(direction * scale for direction in directions)
 
 
-@merge_method(base="optional", source="", laws={"identity", "base_identity", "order"})
+@merge_method(
+    base="optional",
+    source="",
+    ignored={"normalize": "the parameter of multislerp is called normalize_weights"},
+    laws={"identity", "base_identity", "order"},
+)
 def multislerp(
     base: Any,
     *models: Any,

@@ -37,7 +37,13 @@ def energy_shares(*numbers: float) -> tuple[float, ...]:
 
 @merge_method(
     source="arXiv:2408.07990",
-    ignored={"weight": "sce finds the weights of the models itself"},
+    ignored={
+        "weight": "sce finds the weights of the models itself",
+        "density": "sce selects by variance, see select_topk",
+        "normalize": "sce always divides by the weights that take part",
+        "rescale": "sce does not rescale",
+        "lambda": "sce adds the merged delta as it is",
+    },
     laws={"base_identity", "order"},
 )
 def sce(

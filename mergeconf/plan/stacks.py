@@ -154,7 +154,12 @@ def _candidates(module: str, stacks: Sequence[str]) -> Iterator[str]:
     exact = [s for s in stacks if module in (s, s.rpartition(".")[0])]
     part = [s for s in stacks if f".{module}." in f".{s}."]
     word = _WORDS.get(module)
-    yield from exact or part or [s for s in stacks if word is not None and word.search(s)]
+    if exact or part or word is None:
+        yield from exact or part
+        return
+    loose = _LOOSE_WORDS.values()  # numbered parts of a projector are no layers of a tower
+    fitting = [s for s in stacks if word.search(s)]
+    yield from [s for s in fitting if not any(w.search(s) for w in loose)] or fitting
 
 
 def _misfits(part: Part, models: Mapping[str, Model]) -> Iterator[Problem]:

@@ -16,7 +16,7 @@ from mergeconf.errors import Location, Problem, RecipeError
 from mergeconf.layers import Place
 from mergeconf.methods import Method, Parameter, all_methods
 from mergeconf.recipe.model import ModelRef, Recipe, Rule, Scope
-from mergeconf.recipe.suits import is_own, unsuited
+from mergeconf.recipe.suits import is_own, takes_base_alone, unsuited
 from mergeconf.recipe.values import Constant, Evaluated, Gradient, Value, convert, evaluate
 
 
@@ -132,9 +132,12 @@ class _Branch:
         merged = () if method is None else scope.merged(method)
         self._merged = merged
         self._problem = _unsuited(method, scope, self.index, location)
+        take = owner.take
+        if method is not None and takes_base_alone(method, scope):
+            method, take = None, scope.base_model
         self._frame = Decision(
-            method=owner.method,
-            take=owner.take,
+            method=None if method is None else method.name,
+            take=take,
             drop=rule is not None and rule.drop,
             base=None if method is None or method.base == "unused" else scope.base_model,
             models=tuple(entry.model for entry in merged),

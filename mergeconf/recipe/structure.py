@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from mergeconf.errors import did_you_mean
 from mergeconf.recipe.collect import Collector
 from mergeconf.recipe.schema import Document
 from mergeconf.recipe.words import describe
@@ -77,6 +78,13 @@ def _note(found: Any, parameters: Collection[str], collector: Collector) -> None
 def _unknown(path: Path, parameters: Collection[str], collector: Collector) -> None:
     name = str(path[-1])
     hint = ""
+    if path == ("random_seed",):
+        message = "has no effect, as in mergekit"
+        collector.warn("ignored-key", path, message, "write 'seed', which every draw follows from")
+        return
+    misspelled = did_you_mean(name, keys_at(())).startswith("did")
+    if len(path) == 1 and not misspelled and collector.source.is_anchored(path):
+        return  # a place for what aliases further down repeat
     if name in parameters:
         hint = "a method's parameters go under 'parameters'"
     elif name == "merge_method" and "slices" in path:

@@ -29,6 +29,23 @@ def is_own(method: Method, parameter: Parameter) -> bool:
     return parameter.per_model or alone
 
 
+def takes_base_alone(method: Method, scope: Scope) -> bool:
+    """Tell whether there is nothing to merge with a base that has an adapter.
+
+    So people write in order to apply the adapter: the base is taken as it is, as in mergekit.
+    """
+    base = scope.base_model
+    return (
+        base is not None
+        and "+" in base.text
+        and method.base == "required"
+        and method.min_models == 1
+        and method.max_models is None
+        and bool(scope.entries)
+        and not scope.merged(method)
+    )
+
+
 def unsuited(method: Method, scope: Scope) -> Unsuited | None:
     """Return why a method cannot merge the models of a scope, or None where it can."""
     if method.base == "required" and scope.base_model is None:
@@ -48,6 +65,8 @@ def unsuited(method: Method, scope: Scope) -> Unsuited | None:
 
 
 def _miscounted(method: Method, scope: Scope) -> Unsuited | None:
+    if takes_base_alone(method, scope):
+        return None
     found = len(scope.merged(method))
     low, high = method.min_models, method.max_models
     if low <= found and (high is None or found <= high):

@@ -58,6 +58,14 @@ class Source:
                 return found
         return None
 
+    def is_anchored(self, path: Path) -> bool:
+        """Tell whether a value begins with an anchor (`&name`), for aliases to repeat."""
+        found = self.values.get(path)
+        if found is None:
+            return False
+        line = re.split(r"\r\n|\r|\n", self.text.removeprefix("\ufeff"))[found.line - 1]
+        return line[found.column - 1 : found.column] == "&"
+
     def at(self, path: Path) -> Source:
         """Return a part of the data as if it were all, with its places."""
         data = self.data
