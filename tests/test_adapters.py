@@ -128,6 +128,16 @@ def test_formats_of_the_adapter(tmp_path, dtype):
     assert_close(taken(tmp_path)[f"{UP1}.weight"], merged(base, tensors)[f"{UP1}.weight"])
 
 
+def test_pickled_weights(tmp_path):
+    base = model(tmp_path / "base", dtype=torch.float32)
+    tensors = linear(UP1, INNER, WIDTH)
+    folder = write_adapter(tmp_path / "adapter", {})
+    (folder / "adapter_model.safetensors").unlink()
+    pickled = {PREFIX + name: tensor for name, tensor in tensors.items()}
+    torch.save(pickled, folder / "adapter_model.bin")
+    assert_close(taken(tmp_path)[f"{UP1}.weight"], merged(base, tensors)[f"{UP1}.weight"])
+
+
 @pytest.mark.parametrize(
     ("config", "scale_of_q", "scale_of_up"),
     [
@@ -350,6 +360,8 @@ def test_a_head_stays_tied_to_an_embedding_that_changes(tmp_path, both):
     assert_close(got[f"{EMBED}.weight"], merged(base, tensors)[f"{EMBED}.weight"])
     config = json.loads((tmp_path / "taken/config.json").read_text())
     assert config["tie_word_embeddings"] is True
+    codes = [p.code for p in make_plan(load_recipe(tmp_path / "passthrough.yaml")).warnings]
+    assert codes == ([] if both else ["tied-adapter"])
 
 
 def test_a_saved_head_beside_a_tied_embedding(tmp_path):

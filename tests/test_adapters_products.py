@@ -18,9 +18,11 @@ from mergeconf.dtypes import DType
 from mergeconf.errors import ExecutionError
 from mergeconf.execution import products
 from mergeconf.execution.local import Settings
+from mergeconf.graph.gather import gathered
 from mergeconf.graph.geometry import BLOCK
 from mergeconf.graph.nodes import Cast, Elementwise, Input, LowRank, Node, PerRow
 from mergeconf.graph.rewrite import substitute
+from mergeconf.graph.rows import Rows
 from support.harness import TORCH, assert_same_bits, dtype_of, stream
 
 SETTINGS = [
@@ -120,3 +122,19 @@ def test_what_is_kept_is_counted():
         for shape in ((4, 6), (4, 2), (2, 6))
     ]
     assert products.whole_bytes([node], stored) >= 4 * (8 + 12) + 4 * 12
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_rows_of_a_product(settings):
+    base, left, right, lengths = some(30, 12), some(30, 3, seed=1), some(3, 12, seed=2), some(30)
+    node = LowRank(Input(1, DType.float32), Input(2, DType.float32), 3, 12)
+    wide = Cast(Input(0, DType.float32), DType.float32, "f32")
+    spread = Elementwise("mul", (node, PerRow(Input(3, DType.float32), 12)), "f32")
+    root = Cast(Elementwise("add", (wide, spread), "f32"), DType.float32, "stored")
+    numbers = [29, 0, 1, 2, -1, 2, 17]
+    taken = gathered(gathered(root, Rows(np.arange(30)[::-1]), 12), Rows(np.array(numbers)), 12)
+    whole = base + rank_one_sums(left, right) * lengths[:, None]
+    want = torch.stack([torch.zeros(12) if n < 0 else whole[29 - n] for n in numbers])
+    inputs = [base, left, right, lengths]
+    got = stream(taken, inputs, DType.float32, settings=settings, shape=tuple(want.shape))
+    assert_same_bits(got.tensor, want)

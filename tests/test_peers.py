@@ -6,8 +6,7 @@ recipe over real files, given to the command line.
 Waiting for slices: `layer_range: [4, 2]`; final norm and head from the first slice's models;
 depth up-scaling that fails on `layer_types`. Waiting for tokenizers and chat templates:
 `chat_template: chatmll`, generation config lost when a tokenizer is set, tokens beyond
-vocab_size. Waiting for adapters: an
-adapter changed at the same path. Waiting for several documents: a stale intermediate. Waiting for
+vocab_size. Waiting for several documents: a stale intermediate. Waiting for
 the Hub: the model card that asks it when all is written.
 """
 

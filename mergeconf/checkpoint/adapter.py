@@ -15,7 +15,8 @@ from mergeconf.checkpoint.adapter_config import AdapterSettings, parse_settings
 from mergeconf.checkpoint.missing import explain_missing
 from mergeconf.checkpoint.model import Checkpoint
 from mergeconf.errors import CheckpointError, Problem, listed
-from mergeconf.storage.safetensors_in import FileStamp, StoredTensor, read_header
+from mergeconf.storage.pickles_in import read_pickled
+from mergeconf.storage.safetensors_in import FileStamp, Header, StoredTensor, read_header
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -45,7 +46,7 @@ def open_adapter(path: Path, label: str) -> Adapter:
     """Return what an adapter consists of; reads its header and its config only.
 
     Args:
-        path: the folder that peft wrote, or `adapter_model.safetensors` in it.
+        path: the folder that peft wrote, or the file of weights in it.
         label: what messages call it.
 
     Raises:
@@ -60,16 +61,13 @@ def open_adapter(path: Path, label: str) -> Adapter:
             _refuse(path, "is no adapter", f"name the folder that holds {CONFIG_NAME}")
         config, stamp = _read_config(folder)
         settings, warnings = parse_settings(config, folder / CONFIG_NAME)
-        weights = folder / WEIGHTS_NAME
-        if not weights.exists():
-            _refuse_weights(folder)
-        header = read_header(weights)
+        header = _read_weights(folder)
     except OSError as error:
         _refuse(folder, f"cannot be read: {(error.strerror or str(error)).lower()}")
     except ValueError as error:  # a NUL character in the path
         _refuse(folder, f"cannot be read: {error}")
     if not header.tensors:
-        _refuse(weights, "holds no tensor")
+        _refuse(header.stamp.path, "holds no tensor")
     checkpoint = Checkpoint(
         label=label,
         folder=folder,
@@ -78,7 +76,7 @@ def open_adapter(path: Path, label: str) -> Adapter:
         config=None,
         sidecars=(),
         files=(header.stamp, stamp),
-        warnings=tuple(warnings),
+        warnings=(*header.warnings, *warnings),
     )
     return Adapter(checkpoint, settings)
 
@@ -109,19 +107,18 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], FileStamp]:
     return content, FileStamp(path, status.st_size, status.st_mtime_ns)
 
 
-def _refuse_weights(folder: Path) -> NoReturn:
+def _read_weights(folder: Path) -> Header:
+    """Read the header of the weights; as peft does, of safetensors where there are both."""
     names = sorted(file.name for file in folder.iterdir() if file.name != CONFIG_NAME)
-    if _PICKLE_NAME in names:
+    if WEIGHTS_NAME not in names and _PICKLE_NAME not in names:
         _refuse(
             folder,
-            f"holds pickled weights ({_PICKLE_NAME}), which are not read",
-            "load it with peft and save it again: save_pretrained writes safetensors",
+            f"holds no {WEIGHTS_NAME}" + (f", only {listed(names, most=6)}" if names else ""),
+            "an interrupted download is the likely cause; download it again",
         )
-    _refuse(
-        folder,
-        f"holds no {WEIGHTS_NAME}" + (f", only {listed(names, most=6)}" if names else ""),
-        "an interrupted download is the likely cause; download it again",
-    )
+    if WEIGHTS_NAME in names:
+        return read_header(folder / WEIGHTS_NAME)
+    return read_pickled(folder / _PICKLE_NAME)
 
 
 def _refuse(path: Path, message: str, hint: str = "") -> NoReturn:

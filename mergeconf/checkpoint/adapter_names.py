@@ -3,13 +3,14 @@
 A library may call a module by a longer or another name than the file does: peft puts
 `base_model.model.` before it, `model.` or the model's own name may be there or not, and the text
 part of a model that also sees is `language_model.model` in older files and `model.language_model`
-in memory. Names are compared exactly first, then without such parts; the first way in which a
-name fits any tensor decides, and it has to fit exactly one.
+in memory. Names are compared exactly first, then without such parts, then with the parts that were
+renamed; the first way in which a name fits any tensor decides, and it has to fit exactly one.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable
 
 _WRAPPERS = frozenset(
@@ -21,6 +22,18 @@ _WRAPPERS = frozenset(
 """Parts of a name that only wrap what follows."""
 _SECTIONS = _WRAPPERS | {"language_model", "text_model", "vision_model", "decoder_model"}
 """Parts that are not at the same place, or not there at all, in every version of a name."""
+
+_RENAMED = (
+    (r"(^|\.)encoder\.layer\.", r"\1layers."),
+    (r"\.attention\.(attention|self)\.", ".attention."),
+    (r"\.attention\.query\.", ".attention.q_proj."),
+    (r"\.attention\.key\.", ".attention.k_proj."),
+    (r"\.attention\.value\.", ".attention.v_proj."),
+    (r"\.attention\.output\.dense\.", ".attention.o_proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"(?<!\.attention)\.output\.dense\.", ".mlp.fc2."),
+)
+"""What transformers 5 calls differently in memory than the files of encoders (ViT and its kin)."""
 
 
 class Ambiguous(LookupError):
@@ -43,14 +56,10 @@ class NameIndex:
         if name in self._names:
             return name
         if not self._ways:
-            self._ways = tuple((way, self._by(way)) for way in (_without_wrappers, _bare))
-        plain, bare = self._ways
-        ways = [
-            plain[1].get(plain[0](name), []),
-            self._by_end(name),
-            bare[1].get(bare[0](name), []),
-        ]
-        for found in ways:
+            ways = (_without_wrappers, _bare, _renamed)
+            self._ways = tuple((way, self._by(way)) for way in ways)
+        plain, *others = (known.get(way(name), []) for way, known in self._ways)
+        for found in (plain, self._by_end(name), *others):
             if len(found) > 1:
                 raise Ambiguous(*sorted(found))
             if found:
@@ -87,6 +96,12 @@ class NameIndex:
 
 def _without_wrappers(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _renamed(name: str) -> str:
+    for pattern, replacement in _RENAMED:
+        name = re.sub(pattern, replacement, name)
+    return _bare(name)
 
 
 def _bare(name: str) -> str:

@@ -29,7 +29,7 @@ from mergeconf.graph.nodes import (
     PerRow,
     RowCombine,
 )
-from mergeconf.plan.alignment import TIED_TO_EMBEDDING, embedding_of, ties_embeddings
+from mergeconf.plan.alignment import EMBEDDINGS, TIED_TO_EMBEDDING, embedding_of, ties_embeddings
 from mergeconf.plan.sources import Derived, Model, Source
 
 _SHOWN = 3
@@ -150,6 +150,14 @@ class _Builder:
                 if embeddings[name] in self.changes:
                     del self.changes[name]
             names = [name for name in names if name in self.changes]
+        elif not names:
+            changed = [name for name in self.changes if name.endswith(EMBEDDINGS)]
+            if changed:
+                self._warn(
+                    f"changes {listed(changed)}, to which the model ties its head: the head "
+                    "changes with it, as where peft merges the adapter, and not as where it runs "
+                    "beside the model"
+                )
         if names:
             self.untied = True
             self._warn(
