@@ -14,7 +14,7 @@ import torch
 
 from mergeconf.api import fingerprint, load_recipe, make_plan, merge, run_plan
 from mergeconf.checkpoint import ReadFiles
-from mergeconf.errors import ExecutionError
+from mergeconf.errors import ExecutionError, PlanError
 from support.adapters import (
     PREFIX,
     assert_close,
@@ -29,6 +29,7 @@ from support.adapters import (
 from support.command import call
 from support.harness import assert_same_bits
 from support.models import read_model, write_model
+from support.vocabularies import OTHER_TEXT, make_tokenizer, save_tokenizer, write_llama
 
 WIDTH, INNER, VOCABULARY = 8, 12, 20
 TENSORS = {
@@ -417,3 +418,32 @@ def test_a_broken_adapter_is_named(tmp_path):
     write_adapter(tmp_path / "adapter", tensors)
     with pytest.raises(ExecutionError, match=r"q_proj\.lora_A\.weight: holds NaN or infinity"):
         taken(tmp_path)
+
+
+# --- other vocabularies -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_an_adapted_embedding_over_the_tokens_of_two_models(tmp_path, dora):
+    for seed, (name, text) in enumerate({"a": "", "b": OTHER_TEXT}.items()):
+        tokenizer = make_tokenizer("words", text) if text else make_tokenizer("words")
+        save_tokenizer(tmp_path / name, tokenizer)
+        write_llama(tmp_path / name, tokenizer.get_vocab_size(), seed=seed)
+    rows, width = read_model(tmp_path / "a")[f"{EMBED}.weight"].shape
+    tensors = embedding(EMBED, rows, width)
+    tensors |= magnitude(EMBED, width) if dora else linear(HEAD, rows, width)
+    write_adapter(tmp_path / "adapter", tensors, use_dora=dora)
+    taken(tmp_path, "a+adapter")
+    results = []
+    for kind, model_name in (("lazy", "a+adapter"), ("folder", "taken")):
+        path = tmp_path / f"{kind}.yaml"
+        recipe = {"merge_method": "linear", "models": [model_name, "b"]}
+        path.write_text(json.dumps({**recipe, "tokenizer": {"source": "union"}}))
+        if dora and kind == "lazy":
+            with pytest.raises(PlanError, match="embed_tokens"):
+                merge(path, tmp_path / f"merged-{kind}")
+            return
+        merge(path, tmp_path / f"merged-{kind}")
+        results.append(read_model(tmp_path / f"merged-{kind}"))
+    for name, tensor in results[0].items():
+        assert_same_bits(tensor, results[1][name])
