@@ -33,6 +33,8 @@ SETTINGS = [
     Settings(threads=4, tile=4096, chunk=3 * BLOCK),
     Settings(threads=2, tile=2 * BLOCK, chunk=2 * BLOCK),
     Settings(threads=3, tile=77, chunk=BLOCK),
+    Settings(threads=2, tile=4096, chunk=BLOCK, room=0),
+    Settings(threads=2, tile=1000, chunk=BLOCK, room=30_000),
     Settings(threads=2, tile=WHOLE, chunk=WHOLE),
 ]
 # numpy 2.4 and later name groups of features; the versions before name single ones.

@@ -232,6 +232,12 @@ class _Fake:
     def rows(self, node: Any, view: Array) -> None:
         raise AssertionError
 
+    def recall(self, node: Any, view: Array) -> None:
+        raise AssertionError
+
+    def keep(self, node: Any, view: Array) -> None:
+        raise AssertionError
+
     def reduce(self, index: int, view: Array) -> None:
         self.counts[index] = view[:SIZE].copy()
 
@@ -468,7 +474,11 @@ def test_memory_of_a_tile_is_what_the_tape_says(name: str, data: st.DataObject) 
     except ValueError:
         return
     program = compile_expression(root)
-    tapes = [program.final, *map(program.sweep, program.levels)]
+    known = frozenset(map(id, program.repeated))
+    plain = [program.final, *map(program.sweep, program.levels)]
+    tapes = [*plain, program.output(known)]
+    for level in program.levels:
+        tapes += [program.sweep(level, keep=known), program.sweep(level, recall=known)]
     for tape in tapes:
         check_lifetimes(tape)
         drawing = any(step.action == "draw" for step in tape.instructions)
@@ -478,7 +488,9 @@ def test_memory_of_a_tile_is_what_the_tape_says(name: str, data: st.DataObject) 
             rounded = math.ceil(size / 512) * 512
             allocated = workspace._memory.nbytes
             assert allocated <= (tape.bytes_per_element - 2 * drawing) * rounded + 64
-    assert program.bytes_per_element == max(tape.bytes_per_element for tape in tapes)
+    assert program.bytes_per_element() == max(tape.bytes_per_element for tape in plain)
+    most = max(tape.bytes_per_element for tape in tapes)
+    assert program.bytes_per_element(program.repeated) == most
 
 
 def test_a_thread_holds_one_block_of_memory() -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from mergeconf.checkpoint import ReadFiles
 from mergeconf.errors import ExecutionError, Problem
 from mergeconf.execution import kernels
+from mergeconf.execution.kept import ROOM, Keepable
 from mergeconf.execution.kernels import Array
 from mergeconf.execution.observer import Observer
 from mergeconf.execution.row_tiles import fill_columns, fill_gathered, fill_row_mask
@@ -62,6 +63,8 @@ class Settings:
     """Elements computed at a time; sweeps that need whole blocks or rows adapt it."""
     chunk: int = DEFAULT_TILE * CHUNK_TILES
     """Elements in a piece of work, about."""
+    room: int = ROOM
+    """Bytes that a tensor may keep from sweep to sweep, so as not to compute them again."""
 
 
 class LocalExecutor:
@@ -142,7 +145,7 @@ class LocalExecutor:
                     self._condition.wait()
             if following is not None:
                 self._read_ahead(following)
-            run = TensorRun(plan, self.seed, self.settings.chunk)
+            run = TensorRun(plan, self.seed, self.settings.chunk, self.settings.room)
             run.open(self.reads)
             self.advance(run)
 
@@ -254,6 +257,16 @@ class _Worker(threading.Thread):
             fill_row_mask(node, self._start, view)
         else:
             fill_columns(self._run.columns[id(node)], self._start, view)
+
+    def recall(self, node: Keepable, view: Array) -> None:
+        """Fill a tile with what an earlier sweep has kept."""
+        assert self._run.kept is not None
+        self._run.kept.get(node, self._start, view)
+
+    def keep(self, node: Keepable, view: Array) -> None:
+        """Keep a tile for later sweeps."""
+        assert self._run.kept is not None
+        self._run.kept.put(node, self._start, view)
 
     def reduce(self, index: int, view: Array) -> None:
         """Feed a reduction, or take part of a sample for it."""

@@ -6,7 +6,7 @@ stored bits as the unsigned or float type of their format, draws as `<u2`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, assert_never
 
 import numpy as np
@@ -51,16 +51,29 @@ _COMPARE = {"gt": np.greater, "ge": np.greater_equal, "lt": np.less, "le": np.le
 _LOGIC = {"and": np.logical_and, "or": np.logical_or, "not": np.logical_not}
 
 
-def lower_output(root: Node) -> Tape:
-    """Return the tape that computes tiles of the output tensor and stores them."""
-    lowering = _Lowering(count=True)
+def lower_output(root: Node, recall: Collection[int] = ()) -> Tape:
+    """Return the tape that computes tiles of the output tensor and stores them.
+
+    Args:
+        root: The output.
+        recall: Identities of nodes that an earlier sweep has kept.
+    """
+    lowering = _Lowering(count=True, recall=recall)
     lowering.builder.hand_over("store", lowering.output(root))
     return lowering.builder.finish()
 
 
-def lower_reductions(reductions: Sequence[Reduction]) -> Tape:
-    """Return the tape that feeds all the reductions given with tiles."""
-    lowering = _Lowering(count=False)
+def lower_reductions(
+    reductions: Sequence[Reduction], keep: Collection[int] = (), recall: Collection[int] = ()
+) -> Tape:
+    """Return the tape that feeds all the reductions given with tiles.
+
+    Args:
+        reductions: What is fed.
+        keep: Identities of nodes to keep for later sweeps, where they are computed.
+        recall: Identities of nodes that an earlier sweep has kept.
+    """
+    lowering = _Lowering(count=False, keep=keep, recall=recall)
     for index, node in enumerate(reductions):
         lowering.feed(node, index)
     return lowering.builder.finish(reductions)
@@ -69,17 +82,25 @@ def lower_reductions(reductions: Sequence[Reduction]) -> Tape:
 class _Lowering:
     """Lowers the nodes of interned expressions, each once."""
 
-    def __init__(self, *, count: bool) -> None:
+    def __init__(
+        self, *, count: bool, keep: Collection[int] = (), recall: Collection[int] = ()
+    ) -> None:
         self.builder = TapeBuilder()
         self.count = count
+        self._keep, self._recall = keep, recall
         self._values: dict[object, Ref] = {}
 
     def value(self, node: Node) -> Ref:
         """Return the register that holds a node's value, computing it where it is new."""
-        known = self._values.get(id(node))
-        if known is None:
-            known = self._values[id(node)] = self._lower(node)
-        return known
+        key = id(node)
+        if key not in self._values:
+            if key in self._recall:
+                self._values[key] = self.builder.recall(node)
+            else:
+                self._values[key] = self._lower(node)
+                if key in self._keep:
+                    self.builder.hand_over("keep", self._values[key], node)
+        return self._values[key]
 
     def output(self, root: Node) -> Ref:
         """Return the register of the output; what was computed is checked before it is rounded."""

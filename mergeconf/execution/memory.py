@@ -7,9 +7,11 @@ buffers whose sizes are known before the run; measured peaks stay below it (test
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mergeconf.errors import MemoryBudgetError, Problem
+from mergeconf.execution.kept import Keepable, choose_kept
 from mergeconf.execution.kernels import ROW_PIECE
 from mergeconf.execution.local import CHUNK_TILES, DEFAULT_TILE, Settings
 from mergeconf.execution.products import PIECE, whole_bytes
@@ -41,7 +43,8 @@ class MemoryEstimate:
     worker_bytes: int
     """Buffers of one worker thread."""
     reduction_bytes: int
-    """State of the reductions of a tensor that is open, and its inputs that are kept whole."""
+    """State of the reductions of a tensor that is open, its inputs that are kept whole, and what
+    its sweeps leave for each other."""
     plan_bytes: int
     """The plan itself."""
     largest: str
@@ -60,9 +63,12 @@ def estimate(plan: Plan, settings: Settings) -> MemoryEstimate:
     for tensor in plan.tensors:
         key = id(tensor.expression)  # an expression is made for one shape
         program = compile_expression(tensor.expression)
+        kept, room = choose_kept(program.repeated, Geometry.of(tensor.shape), settings.room)
         if key not in needs:
-            needs[key] = _worker_bytes(program, tensor, settings)
-        state = _reduction_bytes(program, tensor) + whole_bytes(program.expanded, tensor.inputs)
+            needs[key] = _worker_bytes(program, tensor, settings, kept)
+        state = (
+            room + _reduction_bytes(program, tensor) + whole_bytes(program.expanded, tensor.inputs)
+        )
         worker, reductions = max(worker, needs[key]), max(reductions, state)
         if needs[key] + state > most:
             largest, most = tensor.name, needs[key] + state
@@ -87,7 +93,9 @@ def _rows_bytes(plan: Plan) -> int:
     return sum(rows.numbers.nbytes + sum(part.nbytes for part in rows.runs) for rows in lists)
 
 
-def _worker_bytes(program: Program, tensor: TensorPlan, settings: Settings) -> int:
+def _worker_bytes(
+    program: Program, tensor: TensorPlan, settings: Settings, kept: Sequence[Keepable]
+) -> int:
     tile = settings.tile
     if program.levels or program.whole_rows:
         tile = max(tile, BLOCK)
@@ -96,7 +104,7 @@ def _worker_bytes(program: Program, tensor: TensorPlan, settings: Settings) -> i
         row = Geometry.of(tensor.shape).row
         tile = max(tile, row)
         scratch += max(row, ROW_PIECE) * _SCRATCH_PER_ROW_ELEMENT
-    return tile * (program.bytes_per_element + _SCRATCH_PER_ELEMENT) + scratch
+    return tile * (program.bytes_per_element(kept) + _SCRATCH_PER_ELEMENT) + scratch
 
 
 def _reduction_bytes(program: Program, tensor: TensorPlan) -> int:
@@ -134,12 +142,14 @@ def fit_settings(
     settings = Settings(wanted, DEFAULT_TILE, DEFAULT_TILE * CHUNK_TILES)
     found = estimate(plan, settings)
     while memory is not None and found.peak_bytes > memory:
-        if settings.tile > DEFAULT_TILE // 4 or (
-            settings.threads == 1 and settings.tile > _SMALLEST_TILE
-        ):
+        if settings.tile > DEFAULT_TILE // 4:
             settings = replace(settings, tile=settings.tile // 2)
+        elif settings.room:
+            settings = replace(settings, room=0)
         elif settings.threads > 1:
             settings = replace(settings, threads=settings.threads - 1)
+        elif settings.tile > _SMALLEST_TILE:
+            settings = replace(settings, tile=settings.tile // 2)
         else:
             raise MemoryBudgetError(
                 Problem(

@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mergeconf.graph.nodes import Expanded, OfRows, Random, Reduction, Scalar
+from mergeconf.graph.nodes import Expanded, Node, OfRows, Random, Reduction, Scalar
 
 Action = Literal[
-    "compute", "load", "draw", "expand", "rows", "reduce", "count", "check", "refuse", "store"
+    "compute", "load", "draw", "expand", "rows", "recall", "keep", "reduce", "count", "check",
+    "refuse", "store",
 ]  # fmt: skip
 
 
@@ -53,8 +54,8 @@ class Instruction:
     scratch: tuple[Ref, ...]
     out: Ref | None
     what: Any = None
-    """Slot to load, `Random` to draw, node to expand or to take rows for, reduction to feed, name
-    to count under, limit to check."""
+    """Slot to load, `Random` to draw, node to expand, to take rows for, to keep or to recall,
+    reduction to feed, name to count under, limit to check."""
 
 
 @dataclass(slots=True)
@@ -66,6 +67,8 @@ class Tape:
     """Numbers that must be known before the tape runs, in the order of `ScalarRef.index`."""
     reductions: list[Reduction] = field(default_factory=list)
     """What the tape feeds, if it is a pass of reductions."""
+    keeps: tuple[Node, ...] = ()
+    """What the tape hands over to be kept for later sweeps."""
     slots: tuple[int, ...] = ()
     """Input slots that are read."""
     register_sizes: list[int] = field(default_factory=list)
@@ -177,6 +180,12 @@ class TapeBuilder:
         self.tape.instructions.append(Instruction("rows", None, (), (), result, node))
         return result
 
+    def recall(self, node: Node) -> Ref:
+        """Add the filling of a tile with what an earlier sweep has kept."""
+        result = self.register("|b1" if node.kind == "mask" else "<f4")
+        self.tape.instructions.append(Instruction("recall", None, (), (), result, node))
+        return result
+
     def hand_over(self, action: Action, operand: Ref, what: Any = None) -> None:
         """Add a step that gives a register to the outside."""
         self.tape.instructions.append(Instruction(action, None, (operand,), (), None, what))
@@ -196,5 +205,6 @@ class TapeBuilder:
         tape.slots = tuple(
             sorted({step.what for step in tape.instructions if step.action == "load"})
         )
+        tape.keeps = tuple(step.what for step in tape.instructions if step.action == "keep")
         tape.place_registers()
         return tape

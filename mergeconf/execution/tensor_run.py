@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from mergeconf.checkpoint import ReadFiles
 from mergeconf.errors import ExecutionError, Problem
+from mergeconf.execution.kept import Kept, choose_kept
 from mergeconf.execution.kernels import Array
 from mergeconf.execution.products import Whole
 from mergeconf.execution.program import (
@@ -50,7 +51,7 @@ class Sweep:
 class TensorRun:
     """The state of one output tensor while it is computed."""
 
-    def __init__(self, plan: TensorPlan, seed: int, chunk: int) -> None:
+    def __init__(self, plan: TensorPlan, seed: int, chunk: int, room: int) -> None:
         self.plan = plan
         self.program: Program = compile_expression(plan.expression)
         origins = ((seed, plan.name, ""), *plan.origins)
@@ -64,6 +65,11 @@ class TensorRun:
         self.geometry = Geometry.of(plan.shape)
         self.whole: Whole | None = None
         """The inputs that are kept whole, while the tensor is open."""
+        self._to_keep, _ = choose_kept(self.program.repeated, self.geometry, room)
+        self.kept: Kept | None = None
+        """What sweeps leave for later ones."""
+        self._recall: frozenset[int] = frozenset()
+        """Identities of the nodes that have been kept for the whole tensor."""
         self._chunk = chunk
         self.columns: dict[int, Array] = {}
         """Means of columns found so far, by the identity of the node."""
@@ -78,10 +84,12 @@ class TensorRun:
         """Read the inputs that are kept whole."""
         if self.program.expanded:
             self.whole = Whole(self.program.expanded, self.plan.inputs, reads)
+        if self._to_keep:
+            self.kept = Kept(self._to_keep, self.geometry)
 
     def close(self) -> None:
-        """Let go of the inputs that were kept whole."""
-        self.whole = None
+        """Let go of the inputs that were kept whole, and of what was left by sweeps."""
+        self.whole = self.kept = None
 
     def next_sweep(self) -> Sweep | None:
         """Return the next pass to make, given that the last one is complete; None at the end."""
@@ -89,12 +97,12 @@ class TensorRun:
         if done is not None and done.kind == "final":
             return None
         if done is not None and done.kind == "reduce":
-            self._collect()
+            self._collect(done)
         if not self._open:
             self._level += 1
             self._sampled = False
             if self._level == len(self.program.levels):
-                return self._begin(self.program.final, "final")
+                return self._begin(self.program.output(self._recall), "final")
             self._open = {id(node): (node, self._reducer(node)) for node in self._level_nodes()}
         statistics = tuple(
             node
@@ -103,15 +111,15 @@ class TensorRun:
         )
         if statistics and not self._sampled:
             self._sampled = True
-            return self._begin(self.program.sweep(statistics), "sample")
+            return self._begin(self.program.sweep(statistics, recall=self._recall), "sample")
         if done is not None and done.kind == "sample":
             for node in statistics:
                 _, reducer = self._open[id(node)]
                 assert isinstance(reducer, KthLargestReducer)
                 reducer.use_sample()
-        return self._begin(
-            self.program.sweep(tuple(node for node, _ in self._open.values())), "reduce"
-        )
+        reductions = tuple(node for node, _ in self._open.values())
+        keep = frozenset(map(id, self._to_keep)) - self._recall
+        return self._begin(self.program.sweep(reductions, keep, self._recall), "reduce")
 
     def tile_of(self, tile: int, kind: str) -> int:
         """Return the elements to compute at a time: whole rows or blocks where they are needed."""
@@ -166,7 +174,8 @@ class TensorRun:
             return KthLargestReducer(self.plan.numel, node.k)
         return CountReducer() if node.op == "count" else SumReducer(self.geometry)
 
-    def _collect(self) -> None:
+    def _collect(self, done: Sweep) -> None:
+        self._recall |= frozenset(map(id, done.tape.keeps))
         for key, (_, reducer) in list(self._open.items()):
             value = reducer.finish()
             if isinstance(reducer, ColumnReducer):

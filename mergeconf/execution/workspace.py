@@ -37,6 +37,12 @@ class Surroundings(Protocol):
     def rows(self, node: Any, view: Array) -> None:
         """Fill a register row by row."""
 
+    def recall(self, node: Any, view: Array) -> None:
+        """Fill a register with what an earlier sweep has kept."""
+
+    def keep(self, node: Any, view: Array) -> None:
+        """Keep a tile for later sweeps."""
+
     def reduce(self, index: int, view: Array) -> None:
         """Take a tile of what a reduction reduces, with room up to 512 elements."""
 
@@ -126,6 +132,8 @@ class Workspace:
             "draw": self._surroundings.draw,
             "expand": self._surroundings.expand,
             "rows": self._surroundings.rows,
+            "recall": self._surroundings.recall,
+            "keep": self._surroundings.keep,
             "count": self._surroundings.count,
             "check": self._surroundings.check,
             "refuse": self._surroundings.refuse,
