@@ -26,6 +26,8 @@ class SpeedRecipe:
     """Parameters of the whole recipe."""
     mergekit: bool = True
     """Whether mergekit 0.1.5 has the method."""
+    method: str | None = None
+    """The merge method; None: the name in `RECIPES`."""
 
 
 WEIGHT = {"weight": 0.4}
@@ -40,8 +42,22 @@ RECIPES: dict[str, SpeedRecipe] = {
     "dare_linear": SpeedRecipe(each=SPARSE),
     "dare_ties": SpeedRecipe(each=SPARSE),
     "ties": SpeedRecipe(each=SPARSE),
+    "breadcrumbs": SpeedRecipe(each=SPARSE),
+    "breadcrumbs_ties": SpeedRecipe(each=SPARSE),
+    "della": SpeedRecipe(each=SPARSE),
+    "della_linear": SpeedRecipe(each=SPARSE),
+    "sce": SpeedRecipe(parameters={"select_topk": 0.5}),
+    "karcher": SpeedRecipe(base=False),
+    "multislerp": SpeedRecipe(base=False, each=WEIGHT),
+    "nuslerp": SpeedRecipe(base=False, models=2, each=WEIGHT),
+    "model_stock": SpeedRecipe(),
+    "model_stock-filter_wise": SpeedRecipe(method="model_stock", parameters={"filter_wise": True}),
+    "nearswap": SpeedRecipe(models=1, parameters={"t": 0.001}),
+    "arcee_fusion": SpeedRecipe(models=1),
+    "ram": SpeedRecipe(),
+    "ramplus_tl": SpeedRecipe(),
 }
-"""Recipes by merge method, in the order they run."""
+"""Recipes by merge method, in the order they run; a second recipe of a method has a longer name."""
 
 
 def recipe_models(recipe: SpeedRecipe, fine_tunes: int) -> list[str]:
@@ -62,7 +78,7 @@ def recipe_text(method: str, models: Path, fine_tunes: int, dtype: str) -> str:
     for name in tuned[: recipe.models]:
         entry: dict[str, object] = {"model": str(models / name)}
         listed.append({**entry, "parameters": dict(recipe.each)} if recipe.each else entry)
-    content: dict[str, object] = {"merge_method": method}
+    content: dict[str, object] = {"merge_method": recipe.method or method}
     if recipe.base:
         content["base_model"] = str(models / base)
     content |= {"models": listed, "dtype": dtype, "out_dtype": "bfloat16"}
