@@ -5,6 +5,8 @@ The oracle adds whole rank-1 matrices in torch, one after the other.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,9 @@ from mergeconf.graph.geometry import BLOCK
 from mergeconf.graph.nodes import Cast, Elementwise, Input, LowRank, Node, PerRow
 from mergeconf.graph.rewrite import substitute
 from mergeconf.graph.rows import Rows
+from support.command import environment
 from support.harness import TORCH, assert_same_bits, dtype_of, stream
+from test_bits import FEATURES, dispatched
 
 SETTINGS = [
     Settings(threads=1, tile=1 << 21, chunk=1 << 21),
@@ -138,3 +142,31 @@ def test_rows_of_a_product(settings):
     inputs = [base, left, right, lengths]
     got = stream(taken, inputs, DType.float32, settings=settings, shape=tuple(want.shape))
     assert_same_bits(got.tensor, want)
+
+
+PRODUCTS = """
+import hashlib, numpy as np
+from mergeconf.execution.products import fill_product
+rng, digest = np.random.default_rng(0), hashlib.sha256()
+for width in (1, 3, 17, 130, 1001, 4096):
+    left, right = (rng.standard_normal(shape, np.float32) for shape in ((70, 9), (9, width)))
+    out = np.empty(60 * width + 1, np.float32)
+    fill_product(left, right, 5 * width, out)
+    digest.update(out.tobytes())
+print(digest.hexdigest())
+"""
+
+
+@pytest.mark.parametrize("features", FEATURES)
+def test_products_without_vector_extensions(features):
+    disabled = [name for name in features.split() if name in dispatched()]
+    if not disabled:
+        pytest.skip("this processor or numpy has none of them")
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", PRODUCTS], env={**environment(), **more}, capture_output=True,
+            text=True, check=True,
+        ).stdout
+        for more in ({}, {"NPY_DISABLE_CPU_FEATURES": " ".join(disabled)})
+    }  # fmt: skip
+    assert len(found) == 1
