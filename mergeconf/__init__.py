@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from mergeconf.version import VERSION
+
+__version__ = VERSION
 
 if TYPE_CHECKING:
-    from mergeconf.api import RunReport, load_recipe, make_plan, merge, run_plan
+    from mergeconf.api import RunReport, load_recipe, make_plan, merge, run_lock, run_plan, verify
     from mergeconf.errors import MergeconfError, Problem
 
 __all__ = [
@@ -25,7 +27,9 @@ __all__ = [
     "load_recipe",
     "make_plan",
     "merge",
+    "run_lock",
     "run_plan",
+    "verify",
 ]
 
 

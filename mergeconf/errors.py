@@ -103,6 +103,10 @@ class ExecutionError(MergeconfError):
     """A run failed while it was under way."""
 
 
+class LockError(MergeconfError):
+    """A lock is damaged or edited, or what it speaks of is no longer the same."""
+
+
 class Interrupted(MergeconfError):
     """The user stopped the run; what was finished is kept and the run can be continued."""
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 
 from hypothesis import HealthCheck, settings
+
+# commands keep digests of inputs; those of tests shall not be found in the user's own cache
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="mergeconf-test-cache-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 _COMMON = {
     "deadline": None,

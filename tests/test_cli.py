@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from mergeconf.methods import all_methods
-from support.command import ROOT, call, end_of, environment, files_of, spawn, start_slowly
+from support.command import ROOT, call, end_of, environment, files_of, model_of, spawn, start_slowly
 from support.models import (
     CAUSAL,
     KINDS,
@@ -513,7 +513,7 @@ def test_the_output_folder_is_complete(tmp_path, ending):
     recipe.write_bytes(b"\xef\xbb\xbf" + text.encode())
     out = tmp_path / "o"
     assert call("run", recipe, "-o", out).code == 0
-    assert set(files_of(out)) == {*files_of(base), "recipe.yaml"}
+    assert set(files_of(out)) == {*files_of(base), "recipe.yaml", "mergeconf.lock"}
     assert "chat_template.jinja" in files_of(out)
     assert "tokenizer.json" in files_of(out)
     for name in files_of(base).keys() - {"config.json", "model.safetensors"}:
@@ -536,7 +536,7 @@ def test_a_run_of_its_own_output_recipe_gives_the_same_weights(tmp_path):
     recipe.write_text(f"merge_method: linear\nmodels: [{made('gpt2', 1)}, {made('gpt2', 2)}]\n")
     assert call("run", recipe, "-o", tmp_path / "o").code == 0
     assert call("run", tmp_path / "o" / "recipe.yaml", "-o", tmp_path / "p").code == 0
-    assert files_of(tmp_path / "o") == files_of(tmp_path / "p")
+    assert model_of(files_of(tmp_path / "o")) == model_of(files_of(tmp_path / "p"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

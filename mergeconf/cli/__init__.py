@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from mergeconf.cli import check, explain, methods, plan, run, schema
+from mergeconf.cli import check, explain, methods, plan, run, schema, verify
 from mergeconf.cli.output import INTERNAL_ERROR, INTERRUPTED, print_problems
 from mergeconf.errors import Interrupted, MergeconfError, Problem
 
@@ -50,7 +50,7 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
-for module in (run, check, plan, explain, methods, schema):
+for module in (run, check, plan, explain, verify, methods, schema):
     app.command(module.NAME)(_guarded(module.command))
 
 

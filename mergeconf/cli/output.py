@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,6 +29,12 @@ ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", min=1, max=1024, help="Worker threads; default: the processors."),
 ]
+
+
+def cache_folder() -> Path:
+    """Return the folder where digests of inputs are kept."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(home) / "mergeconf" / "digests"
 
 
 def print_problems(problems: Sequence[Problem]) -> None:

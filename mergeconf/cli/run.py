@@ -16,6 +16,7 @@ from mergeconf.cli.output import (
     MemoryOption,
     RecipeArgument,
     ThreadsOption,
+    cache_folder,
     memory_bytes,
     print_problems,
     print_table,
@@ -42,29 +43,44 @@ def command(
     force: Annotated[
         bool, typer.Option("--force", help="Replace a model that is already at OUT.")
     ] = False,
+    update: Annotated[
+        bool,
+        typer.Option("--update", help="Replace what mergeconf made at OUT; what stays is reused."),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
-    """Merge the models of a recipe.
+    """Merge the models of a recipe, or do again what a mergeconf.lock says.
 
     The output appears at once and complete, or not at all. An interrupted run continues when the
-    same command is given again, and gives the same bytes.
+    same command is given again, and gives the same bytes. Where the output is there already
+    nothing is done.
     """
-    from mergeconf.api import run_plan
+    from mergeconf.api import plan_lock, run_plan
     from mergeconf.cli.progress import progress
     from mergeconf.plan import make_plan
     from mergeconf.recipe import load_recipe
 
     budget = memory_bytes(memory)
-    plan = make_plan(load_recipe(recipe))
+    lock = None
+    if recipe.endswith(".lock"):
+        plan, lock = plan_lock(recipe)
+        target = Path(out) if out is not None else Path(recipe).parent
+    else:
+        plan = make_plan(load_recipe(recipe))
+        target = Path(out) if out is not None else _default_target(plan.recipe.name)
     if not quiet:
         print_problems(plan.warnings)
-    target = Path(out) if out is not None else _default_target(plan.recipe.name)
     signal.signal(signal.SIGTERM, _interrupt)
     with progress(quiet=quiet) as observer:
         report = run_plan(
-            plan, target, memory=budget, threads=threads, force=force, observer=observer
-        )
-    if not quiet:
+            plan, target, memory=budget, threads=threads, force=force, update=update,
+            observer=observer, lock=lock, cache=cache_folder(),
+        )  # fmt: skip
+    if quiet:
+        return
+    if report.unchanged:
+        print(f"{target}: there already, made from this recipe and these inputs; nothing done")
+    else:
         _print(plan, report, target)
 
 
@@ -97,6 +113,8 @@ def _print(plan: Plan, report: RunReport, target: Path) -> None:
          + (f", {len(plan.dropped)} left out" if plan.dropped else ""))
     )  # fmt: skip
     rows.extend(_selection_rows(report))
+    if report.reused:
+        rows.append(("reused", f"{report.reused:,} tensors that are made as before"))
     if report.resumed:
         rows.append(("continued", f"{report.resumed:,} tensors were there from an earlier run"))
     rows += [

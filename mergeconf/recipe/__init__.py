@@ -5,7 +5,7 @@ Knows nothing of tensors, of files of weights, or of torch.
 
 from mergeconf.recipe.decide import Decider, Decision, Resolved, decide
 from mergeconf.recipe.editor_schema import recipe_schema
-from mergeconf.recipe.load import load_recipe
+from mergeconf.recipe.load import load_locked, load_recipe
 from mergeconf.recipe.model import (
     DEFAULT_SHARD_SIZE,
     ModelEntry,
@@ -39,6 +39,7 @@ __all__ = [
     "check_names",
     "decide",
     "evaluate",
+    "load_locked",
     "load_recipe",
     "recipe_schema",
 ]

@@ -24,7 +24,7 @@ from mergeconf.recipe.structure import check_structure
 from mergeconf.recipe.tokenizer import parse_chat_template, parse_tokenizer
 from mergeconf.recipe.words import BadValue, describe
 from mergeconf.recipe.yaml_source import Path as KeyPath
-from mergeconf.recipe.yaml_source import Source
+from mergeconf.recipe.yaml_source import Source, read_documents
 from mergeconf.units import parse_size
 
 _T = TypeVar("_T")
@@ -49,17 +49,42 @@ def load_recipe(
     loading = Loading(partial(_load_part, methods=known), _load_file)
     if path is not None:
         loading.open.append((str(path.resolve()), str(source)))
-    return _load_documents(documents, path, loading)
+    return _load_documents(documents, path, path.parent if path else Path(), loading)
+
+
+def load_locked(text: str, folder: Path, files: Mapping[str, str]) -> Recipe:
+    """Return a recipe that a lock holds.
+
+    Args:
+        text: The recipe.
+        folder: Folder that its models are named from.
+        files: Texts of the other recipes that it names, by their path from the folder; no file
+            is read.
+
+    Raises:
+        RecipeError: with every problem of the recipe.
+    """
+    texts = {str((folder / name).resolve()): content for name, content in files.items()}
+    loading = Loading(partial(_load_part, methods=all_methods()), _load_file, texts)
+    return _load_documents(read_documents(text, "<lock>"), None, folder, loading)
 
 
 def _load_file(path: Path, loading: Loading) -> Recipe:
-    documents, _ = read_source(path)
-    return _load_documents(documents, path, loading)
+    if loading.texts is None:
+        documents, _ = read_source(path)
+    else:
+        text = loading.texts.get(str(path.resolve()))
+        if text is None:
+            raise RecipeError(Problem("the lock does not hold this recipe", where=str(path)))
+        documents = read_documents(text, str(path))
+    return _load_documents(documents, path, path.parent, loading)
 
 
-def _load_documents(documents: Sequence[Source], path: Path | None, loading: Loading) -> Recipe:
+def _load_documents(
+    documents: Sequence[Source], path: Path | None, folder: Path, loading: Loading
+) -> Recipe:
     """Return the recipe of the document that is the result."""
-    shared = Merges(loading, path.parent if path else Path(), Around())
+    shared = Merges(loading, folder, Around())
     collectors = [Collector(document) for document in documents]
     for collector in collectors:
         collector.errors, collector.warnings = collectors[0].errors, collectors[0].warnings

@@ -39,6 +39,8 @@ class Loading:
     load_part: Callable[[Collector, Merges, Path | None], Recipe]
     """Loads what a collector's data says."""
     load_file: Callable[[Path, Loading], Recipe]
+    texts: Mapping[str, str] | None = None
+    """Texts of all recipes in other files, by path, where none is to be read."""
     open: list[tuple[str, str]] = field(default_factory=list)
     """Merges that are being loaded, the outermost first: what tells them apart, and their name."""
     files: dict[str, Recipe] = field(default_factory=dict)

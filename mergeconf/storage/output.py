@@ -26,6 +26,7 @@ from mergeconf.storage.target import (
     check_target,
     failed,
     places_of,
+    read_fully,
     recover,
     remove_tree,
     restore_target,
@@ -163,6 +164,29 @@ class OutputWriter:
             raise problem from error
         finally:
             self._leave(shard, length)
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        """Fill a buffer with bytes of a tensor that were written before.
+
+        Raises:
+            OutputError: they cannot be read.
+        """
+        place = self._layout.tensors[name]
+        shard = self._shards[place.file]
+        with self._condition:
+            self._check(ending=True)
+            try:
+                descriptor = shard.open()
+            except OSError as error:
+                raise failed(shard.path, "cannot be opened", error) from error
+        try:
+            read_fully(descriptor, buffer, place.offset + offset)
+        except OSError as error:
+            raise failed(shard.path, "cannot be read", error) from error
+        finally:
+            with self._condition:
+                shard.users -= 1
+                self._condition.notify_all()
 
     def finish(self, name: str) -> None:
         """Know that all bytes of a tensor have been written.

@@ -26,6 +26,8 @@ from mergeconf.errors import OutputError, Problem
 from mergeconf.units import format_size
 
 _SUFFIXES = (".mergeconf-staging", ".mergeconf-old", ".mergeconf-trash", ".mergeconf-lock")
+LOCK_NAME = "mergeconf.lock"
+"""Name of the file that says what an output is."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _ELSEWHERE = "choose another output folder"
 
@@ -159,6 +161,12 @@ def _check_content(target: Path, there: Path, force: bool) -> None:
     names = {path.name for path in there.iterdir()}
     if not names:
         return
+    if not force and LOCK_NAME in names:
+        refuse(
+            target,
+            "holds the result of another run",
+            "--update computes what has changed, --force writes all of it anew",
+        )
     if not force:
         refuse(target, "exists and is not empty", f"{_ELSEWHERE}, or --force to replace it")
     if not any(name.endswith(".safetensors") for name in names):
@@ -393,3 +401,17 @@ def write_fully(descriptor: int, data: memoryview | bytes, offset: int) -> None:
         if not (wrote := os.pwrite(descriptor, view[done:], offset + done)):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         done += wrote
+
+
+def read_fully(descriptor: int, buffer: memoryview, offset: int) -> None:
+    """Fill a buffer from an offset of a file.
+
+    Raises:
+        OSError: it cannot be read, or ends before.
+    """
+    view = buffer.cast("B")
+    while view.nbytes:
+        got = os.preadv(descriptor, [view], offset)
+        if got == 0:
+            raise OSError(errno.EIO, "ends early")
+        view, offset = view[got:], offset + got

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -121,3 +122,11 @@ def files_of(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def model_of(output: Mapping[str, bytes]) -> dict[str, bytes | str]:
+    """Return the content of an output, with the digest of the weights in the lock's place: the
+    lock also says where the inputs lie and in which files."""
+    files: dict[str, bytes | str] = dict(output)
+    lock = files.pop("mergeconf.lock")
+    return {**files, "digest of the weights": json.loads(lock)["output"]["digest"]}
