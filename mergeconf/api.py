@@ -24,6 +24,7 @@ from mergeconf.errors import Interrupted, Problem
 from mergeconf.execution.local import LocalExecutor, Settings
 from mergeconf.execution.memory import MemoryEstimate, fit_settings
 from mergeconf.execution.observer import Observer, Silent
+from mergeconf.execution.rounding import Rounding, by_module
 from mergeconf.graph.describe import describe
 from mergeconf.graph.nodes import Agreed
 from mergeconf.lock import NAME as LOCK_NAME
@@ -76,6 +77,9 @@ class RunReport:
     """Tensors whose bytes came from the output that was there before."""
     unchanged: bool
     """Whether the output was there already, so that nothing was done."""
+    rounding: Mapping[str, Rounding]
+    """What rounding to the output's format has done, by group of modules; on a sample of the
+    tensors that this run computed and rounded."""
     counts: Mapping[str, int]
     """What methods have counted; `NAME:of` is the number of elements looked at for `NAME`."""
 
@@ -253,7 +257,7 @@ class _Run:
                 check_plan(expected, plan, inputs.found)
             same = frozenset() if old is None else same_tensors(plan, old, inputs.found)
             if old is not None and not force and is_whole(plan, old, self.out, same):
-                return self._report(Path(self.out), old, 0, 0, 0, {})
+                return self._report(Path(self.out), old, 0, 0, 0)
             extra = sum(
                 len(item) if isinstance(item, bytes) else item.stat().st_size
                 for item in plan.sidecars.values()
@@ -293,11 +297,11 @@ class _Run:
         target = writer.commit({**plan.sidecars, LOCK_NAME: lock.text().encode()})
         written = plan.output_bytes - done_bytes
         resumed = len(writer.finished)
-        return self._report(target, lock, reads.bytes_read, written, resumed, executor.counts)
+        return self._report(target, lock, reads.bytes_read, written, resumed, executor)
 
     def _report(
         self, target: Path, lock: Lock, read: int, written: int, resumed: int,
-        counts: Mapping[str, int],
+        executor: LocalExecutor | None = None,
     ) -> RunReport:  # fmt: skip
         return RunReport(
             target=target,
@@ -311,7 +315,8 @@ class _Run:
             lock=lock,
             reused=self._reused,
             unchanged=not (written or resumed or self._reused),
-            counts=Counter(counts),
+            rounding=by_module(self.plan.tensors, executor.rounding) if executor else {},
+            counts=Counter(executor.counts) if executor else Counter(),
         )
 
 

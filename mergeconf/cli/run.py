@@ -113,6 +113,7 @@ def _print(plan: Plan, report: RunReport, target: Path) -> None:
          + (f", {len(plan.dropped)} left out" if plan.dropped else ""))
     )  # fmt: skip
     rows.extend(_selection_rows(report))
+    rows.extend(_rounding_rows(plan, report))
     if report.reused:
         rows.append(("reused", f"{report.reused:,} tensors that are made as before"))
     if report.resumed:
@@ -154,6 +155,19 @@ def _loader(config: Mapping[str, Any]) -> str:
     if not isinstance(name, str) or not name.isidentifier() or "auto_map" in config:
         return "AutoModel"
     return "AutoModelForCausalLM" if name.endswith(("ForCausalLM", "LMHeadModel")) else name
+
+
+def _rounding_rows(plan: Plan, report: RunReport) -> list[tuple[str, str]]:
+    """Say what rounding to the output's format has cost, for each group of modules."""
+    formats = {tensor.dtype.name for tensor in plan.tensors if tensor.dtype.is_float}
+    title = f"rounded to {formats.pop()}" if len(formats) == 1 else "rounded"
+    rows: list[tuple[str, str]] = []
+    for group, found in report.rounding.items():
+        said = f"{group}: relative error {found.relative_error:.1e}"
+        if found.lost_share is not None:
+            said += f", {found.lost_share:.2%} of the updates lost"
+        rows.append((title if not rows else "", said))
+    return rows
 
 
 def _selection_rows(report: RunReport) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from mergeconf.checkpoint import ReadFiles
 from mergeconf.errors import ExecutionError, Problem
-from mergeconf.execution import kernels
+from mergeconf.execution import kernels, rounding
 from mergeconf.execution.kept import ROOM, Keepable
 from mergeconf.execution.kernels import Array
 from mergeconf.execution.observer import Observer
@@ -77,6 +77,8 @@ class LocalExecutor:
         self.settings, self.seed = settings, seed
         self.counts: Counter[str] = Counter()
         """What `Observe` nodes have counted, by name."""
+        self.rounding: dict[str, rounding.Rounding] = {}
+        """What rounding has done to each tensor that was computed and rounded."""
         self._waiting: deque[TensorPlan] = deque()
         self._ready: deque[tuple[TensorRun, Sweep, int, int]] = deque()
         self._running = 0
@@ -162,6 +164,7 @@ class LocalExecutor:
             sweep = run.next_sweep()
         if sweep is None:
             run.close()
+            self.rounding[run.plan.name] = run.rounding
             self.sink.finish(run.plan.name)
             self.observer.finished_tensor(run.plan.name)
             with self._condition:
@@ -200,6 +203,8 @@ class _Worker(threading.Thread):
         self._start = 0
         self._size = 0
         self._suspect = False
+        self._exact: Array | None = None
+        """The tile's result before it is rounded, until it is stored."""
 
     def run(self) -> None:
         """Work until there is nothing left."""
@@ -283,6 +288,7 @@ class _Worker(threading.Thread):
 
     def check(self, limit: int, view: Array) -> None:
         """Look for what the output's format cannot hold; give NaN one form."""
+        self._exact = view
         self._suspect = kernels.is_suspect(view, limit)
         if self._suspect:
             kernels.settle_nan(view)
@@ -307,9 +313,28 @@ class _Worker(threading.Thread):
         if self._suspect:
             self._suspect = False
             self._blame(view)
+        self._measure(view)
         size = plan.dtype.itemsize
         self._executor.sink.write(plan.name, self._start * size, _bytes_of(view))
         self._executor.observer.advanced(len(view) * size)
+
+    def _measure(self, view: Array) -> None:
+        """Measure on some tiles what rounding does to the result."""
+        exact, self._exact = self._exact, None
+        run = self._run
+        part = rounding.measured_part(self._start, self._size)
+        if exact is None or not part or not run.rounded:
+            return
+        base = None
+        if run.base_slot is not None:
+            stored = run.plan.inputs[run.base_slot]
+            bits = np.empty(part, stored.dtype.numpy)
+            self._read(stored, self._start * stored.dtype.itemsize, _bytes_of(bits))
+            base = rounding.as_float32(bits, stored.dtype)
+        values = exact[:part].view(np.float32)
+        found = rounding.measure(values, view[:part], run.plan.dtype, base)
+        with run.lock:
+            run.rounding += found
 
     def _blame(self, view: Array) -> None:
         """Raise where the output is not finite though all inputs at that position are."""

@@ -24,6 +24,7 @@ from mergeconf.execution.reducers import (
     Reducer,
     SumReducer,
 )
+from mergeconf.execution.rounding import Rounding, base_slot, is_rounded
 from mergeconf.execution.row_tiles import ColumnReducer
 from mergeconf.execution.tape import Tape
 from mergeconf.graph.geometry import BLOCK, Geometry
@@ -59,6 +60,10 @@ class TensorRun:
         for node in self.program.randoms:
             seed, name, scope = origins[node.scope]
             self.keys[node] = stream_key(seed, name, node.stream, node.model, node.draw, scope)
+        self.rounded = is_rounded(plan)
+        """Whether what rounding does is measured."""
+        self.base_slot = base_slot(plan)
+        self.rounding = Rounding()
         self.lock = threading.Lock()
         self.pending = 0
         """Pieces of the current sweep that are not done yet."""
