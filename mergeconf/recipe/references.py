@@ -87,9 +87,8 @@ def _inner(data: Mapping[str, Any], path: Path, collector: Collector) -> ModelRe
 def _path(data: Mapping[str, Any], key: str, path: Path, collector: Collector) -> ModelRef | None:
     """Return what a key of the mapping names: text, or a mapping of path and revision."""
     inner, place = data[key], (*path, key)
-    location = collector.source.locate(place)
     if isinstance(inner, str) and inner.strip():
-        return ModelRef(inner, location)
+        return _folder(inner, key, place, collector)
     if not isinstance(inner, Mapping):
         collector.error(
             place, f"expected a folder's or a repository's name, found {describe(inner)}"
@@ -104,4 +103,12 @@ def _path(data: Mapping[str, Any], key: str, path: Path, collector: Collector) -
         found = describe(inner.get(part))
         collector.error((*place, part), f"expected text, found {found}")
         return None
-    return ModelRef(folder if revision is None else f"{folder}@{revision}", location)
+    text = folder if revision is None else f"{folder}@{revision}"
+    return _folder(text, key, place, collector)
+
+
+def _folder(text: str, key: str, place: Path, collector: Collector) -> ModelRef | None:
+    """Return the model or adapter of that name; a model may be a merge that has the name."""
+    if key == "model" and collector.merges.find(text) is not None:
+        return collector.merges.named(text, place, collector)
+    return ModelRef(text, collector.source.locate(place))
