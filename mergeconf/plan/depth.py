@@ -1,8 +1,8 @@
 """What does a config say of the layers, and what has it to say of the output's?
 
-Counts are set, lists with one item a layer follow the layers, lists of layers' numbers are
-renumbered. What a config says by a rule (every sixth layer, all up to a number) is rewritten as a
-list where transformers reads one, or else a warning.
+Counts are set, and what is said of each layer follows the layers. What a config says by a rule
+(every sixth layer, all up to a number) is written as a list where transformers reads one, and else
+a warning.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from mergeconf.errors import Problem
 from mergeconf.layers import stacks_of
+from mergeconf.plan.layer_kinds import layer_lists, write_list
 from mergeconf.plan.sources import Model
 
 COUNTS = (
@@ -23,23 +24,21 @@ COUNTS = (
     "num_hidden_blocks", "num_transformer_layers",
 )  # fmt: skip
 """Keys that give the number of layers."""
-NUMBERS = (
-    "mlp_only_layers", "cross_attention_layers", "full_attn_idxs", "attn_layer_indices",
-    "attention_layers_idx", "moe_layers", "global_attn_indices",
-)  # fmt: skip
-"""Keys that list numbers of layers."""
-PERIODS = (
-    "decoder_sparse_step", "interleave_moe_layer_step", "moe_layer_freq", "attn_layer_period",
-    "expert_layer_period", "no_rope_layer_interval", "global_attn_every_n_layers",
-    "full_attention_interval", "moe_every_n_layers",
-)  # fmt: skip
-"""Keys that tell layers of one kind from others by their number: every n-th."""
+PERIODS = {
+    "decoder_sparse_step": "mlp_only_layers", "interleave_moe_layer_step": "moe_layers",
+    "no_rope_layer_interval": "no_rope_layers", "full_attention_interval": "layer_types",
+    "global_attn_every_n_layers": "layer_types", "moe_layer_freq": "mlp_layer_types",
+    "attn_layer_period": None, "expert_layer_period": None, "moe_every_n_layers": None,
+    "moe_layer_interval": None, "encoder_sparse_step": None,
+}  # fmt: skip
+"""Keys that tell layers of one kind from others by their number, every n-th, and the list that
+can say it in their place."""
+DENSE_IN_FRONT = ("first_k_dense_replace", "num_dense_layers")
+"""Keys that give the number of layers without experts in front of those with."""
 PREDICTION = "num_nextn_predict_layers"
 """Key that gives the number of layers stored behind those that the config counts."""
-SLIDING_PERIODS = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4}
-"""Every n-th layer of these types has full attention where the config does not say otherwise."""
-_NO_LAYERS = re.compile(r"architectures$|_token_ids?$|_tokens?_ids?$|^id2label|_sections?$")
-"""Lists that may have as many items as there are layers by chance."""
+KINDS = ("layer_types", "layers_block_type", "hybrid_override_pattern")
+"""Keys of lists and texts that give the number of layers where no other key does."""
 
 Config = dict[str, Any]
 
@@ -69,13 +68,14 @@ def deepen(
         return None, []
     config = copy.deepcopy(donor.config)
     problems: list[Problem] = []
+    stacks = stacks_of(donor.tensors)
+    _split_shared_count(config, tuple(stacks))
     for depth in depths:
-        count = stacks_of(donor.tensors).get(depth.stack, 0)
+        count = stacks.get(depth.stack, 0)
         order = tuple(layer for _, layer in depth.origins)
-        found = list(_sections_of(config, depth.stack, count))
+        found = list(_sections_of(config, depth.stack, stacks))
         for path, section, keys in found:
             _Rewrite(section, path, donor, count, depth, problems).run(keys)
-            _set_prediction_layers(section, count, depth)
         if not found and order != tuple(range(count)):
             problems.append(
                 Problem(
@@ -93,23 +93,45 @@ def deepen(
 def _sections(
     config: Config, path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Config]]:
+    """Yield a config and the configs of parts within it (`text_config`; T5Gemma's `encoder`)."""
     yield path, config
     for key, value in config.items():
-        if isinstance(value, dict) and key.endswith("_config") and key != "quantization_config":
+        if not isinstance(value, dict) or key == "quantization_config":
+            continue
+        if key.endswith("_config") or "model_type" in value or any(k in value for k in COUNTS):
             yield from _sections(value, (*path, key))
 
 
+def _split_shared_count(config: Config, stacks: Sequence[str]) -> None:
+    """Write T5's second count, which it leaves out where encoder and decoder are equally deep."""
+    sides = {part for stack in stacks for part in stack.split(".")}
+    if "num_layers" in config and {"encoder", "decoder"} <= sides:
+        config.setdefault("num_decoder_layers", config["num_layers"])
+
+
 def _sections_of(
-    config: Config, stack: str, count: int
+    config: Config, stack: str, stacks: Mapping[str, int]
 ) -> Iterator[tuple[tuple[str, ...], Config, list[str]]]:
     """Yield the parts of a config that speak of a stack, with the keys that give its count."""
+    count = stacks.get(stack, 0)
     found = []
     for path, section in _sections(config):
         keys = _count_keys(section, stack, count)
-        if keys:
+        if keys or any(key in layer_lists(section, count) and key in section for key in KINDS):
             found.append((path, section, keys))
-    own = [item for item in found if _kind(".".join(item[0])) == _kind(stack)]
-    yield from own or found
+    words = set(stack.split("."))
+    others = {part for other in stacks if other != stack for part in other.split(".")}
+    named = [item for item in found if words & _words(item[0])]
+    kind = [
+        item for item in found
+        if _kind(".".join(item[0])) == _kind(stack) and not others & _words(item[0])
+    ]  # fmt: skip
+    yield from named or kind or found
+
+
+def _words(path: Sequence[str]) -> set[str]:
+    """Return the names of parts that a path into a config gives: `encoder`, `qformer`."""
+    return {word for key in path for word in (key, key.removesuffix("_config"))}
 
 
 def _count_keys(section: Config, stack: str, count: int) -> list[str]:
@@ -120,21 +142,13 @@ def _count_keys(section: Config, stack: str, count: int) -> list[str]:
         keys = [key for key in keys if "decoder" in key]
     elif both:
         keys = [key for key in keys if "decoder" not in key]
-    extra = section.get(PREDICTION)
-    own = {count, count - extra} if isinstance(extra, int) else {count}
+    own = {count, count - _prediction_layers(section)}
     return [key for key in keys if section[key] in own and section[key] is not True]
 
 
-def _set_prediction_layers(section: Config, count: int, depth: Depth) -> None:
-    """Count the layers behind the model's own that predict further tokens (DeepSeek V3)."""
+def _prediction_layers(section: Config) -> int:
     extra = section.get(PREDICTION)
-    if not isinstance(extra, int) or isinstance(extra, bool) or extra < 1:
-        return
-    kept = sum(layer >= count - extra for _, layer in depth.origins)
-    section[PREDICTION] = kept
-    for key in COUNTS:
-        if key in section and section[key] == len(depth.origins):
-            section[key] -= kept
+    return extra if isinstance(extra, int) and not isinstance(extra, bool) else 0
 
 
 def _kind(text: str) -> str:
@@ -159,22 +173,24 @@ class _Rewrite:
     def run(self, keys: Sequence[str]) -> None:
         """Set counts and lists."""
         before = dict(self.section)
-        total = len(self.depth.origins)
+        behind = self._stored_behind(keys)
+        own = self.count - behind
+        origins = [(m, n) for m, n in self.depth.origins if n < self._count_of(m, behind)]
+        if behind:
+            self.section[PREDICTION] = len(self.depth.origins) - len(origins)
         for key in keys:
-            self.section[key] = total
-        for key, value in before.items():
-            if key in NUMBERS and isinstance(value, list):
-                self.section[key] = self._numbers(key, value)
-            elif self._is_per_layer(key, value):
-                origins = self.depth.origins
-                self.section[key] = [self._item(key, value, *origin) for origin in origins]
-        self._windows(before)
-        self._first_dense(before)
-        self._periods(before)
+            self.section[key] = len(origins)
+        self._dense_in_front(before, origins)
+        self._experts_between(before, origins)
+        self._lists(before, own, origins)
+        self._windows(before, own)
+        self._periods(before, origins)
 
-    def _is_per_layer(self, key: str, value: object) -> bool:
-        fits = isinstance(value, list) and len(value) == self.count
-        return fits and not _NO_LAYERS.search(key)
+    def _stored_behind(self, keys: Sequence[str]) -> int:
+        """Return how many layers are stored behind those that the config counts: such that
+        predict further tokens (DeepSeek V3). A config may name them though no file has them."""
+        counts = {self.section[key] for key in keys}
+        return self.count - min(counts) if counts else 0
 
     def _section_of(self, model: Model) -> Config:
         section: Any = model.config or {}
@@ -182,59 +198,75 @@ class _Rewrite:
             section = section.get(key) if isinstance(section, Mapping) else None
         return section if isinstance(section, dict) else {}
 
-    def _item(self, key: str, value: list[Any], model: Model, layer: int) -> Any:
-        """Return what a model's own config says of a layer, or else the donor's."""
-        own = self._section_of(model).get(key)
-        if isinstance(own, list) and len(own) == stacks_of(model.tensors).get(self.depth.stack):
-            return own[layer]
-        return value[min(layer, len(value) - 1)]
+    def _lists(self, before: Config, own: int, origins: Sequence[tuple[Model, int]]) -> None:
+        """Write what is said of each layer, where the output's config says something else."""
+        said = layer_lists(before, own)
+        models = {id(model): model for model, _ in origins}
+        behind = self.count - own
+        lists = {
+            key: layer_lists(self._section_of(model), self._count_of(model, behind))
+            for key, model in models.items()
+        }
+        for key, items in said.items():
+            wanted = []
+            for model, layer in origins:
+                theirs = lists[id(model)].get(key) or items
+                wanted.append(theirs[min(layer, len(theirs) - 1)])
+            if layer_lists(self.section, len(origins)).get(key) != wanted:
+                write_list(self.section, key, wanted)
 
-    def _numbers(self, key: str, value: list[Any]) -> list[int]:
-        found = []
-        for index, (model, layer) in enumerate(self.depth.origins):
-            own = self._section_of(model).get(key, value)
-            if isinstance(own, list) and layer in own:
-                found.append(index)
-        return found
+    def _count_of(self, model: Model, behind: int) -> int:
+        """Return the number of a model's layers without those behind."""
+        return stacks_of(model.tensors).get(self.depth.stack, self.count) - behind
 
-    def _windows(self, before: Config) -> None:
-        """Keep each layer's kind of attention where the config gives it by a rule."""
-        old, total = self.count, len(self.depth.origins)
+    def _windows(self, before: Config, old: int) -> None:
+        """Keep the number of layers without a window what it says."""
         limit = before.get("max_window_layers")
-        if limit == old:  # no layer has a window: so it stays
-            self.section["max_window_layers"] = total
-        if isinstance(before.get("layer_types"), list):
-            kinds = self.section["layer_types"]
-            if limit is not None and limit != old and before.get("use_sliding_window"):
-                self.section["max_window_layers"] = _leading(kinds, "full_attention")
+        if limit is None:
             return
-        kinds = [_attention(self._section_of(model), layer) for model, layer in self.depth.origins]
-        if all(kind is not None for kind in kinds):
-            derived = [_attention(self.section, index) for index in range(total)]
-            if kinds != derived:
-                self.section["layer_types"] = kinds
-                if limit is not None and before.get("use_sliding_window"):
-                    self.section["max_window_layers"] = _leading(kinds, "full_attention")
+        kinds = self.section.get("layer_types")
+        if limit == old:  # no layer has a window: so it stays
+            self.section["max_window_layers"] = len(self.depth.origins)
+        elif isinstance(kinds, list) and before.get("use_sliding_window"):
+            self.section["max_window_layers"] = _leading(kinds, "full_attention")
 
-    def _first_dense(self, before: Config) -> None:
+    def _dense_in_front(
+        self, before: Config, origins: Sequence[tuple[Model, int]]
+    ) -> None:  # fmt: skip
         """Count the dense layers in front anew, where a model begins with such."""
-        first = before.get("first_k_dense_replace")
+        for key in DENSE_IN_FRONT:
+            first = before.get(key)
+            if not isinstance(first, int):
+                continue
+            dense = [layer < self._section_of(m).get(key, first) for m, layer in origins]
+            self.section[key] = _leading(dense, True)
+            lists = layer_lists(self.section, len(origins))
+            if sum(dense) > _leading(dense, True) and "mlp_layer_types" not in {**before, **lists}:
+                self._warn(key, "dense layers stand behind others")
+
+    def _experts_between(
+        self, before: Config, origins: Sequence[tuple[Model, int]]
+    ) -> None:  # fmt: skip
+        """Set the first and the last layer with experts anew (Ernie 4.5)."""
+        first, last = before.get("moe_layer_start_index"), before.get("moe_layer_end_index")
         if not isinstance(first, int):
             return
-        dense = [
-            layer < self._section_of(model).get("first_k_dense_replace", first)
-            for model, layer in self.depth.origins
-        ]
-        self.section["first_k_dense_replace"] = _leading(dense, True)
-        if sum(dense) > _leading(dense, True):
-            self._warn("first_k_dense_replace", "dense layers stand behind others")
+        end = last if isinstance(last, int) and last >= 0 else self.count - 1
+        among = [i for i, (_, layer) in enumerate(origins) if first <= layer <= end]
+        self.section["moe_layer_start_index"] = among[0] if among else len(origins)
+        self.section["moe_layer_end_index"] = among[-1] if among else len(origins) - 1
+        if among and len(among) <= among[-1] - among[0]:
+            self._warn("moe_layer_start_index", "dense layers stand between others")
 
-    def _periods(self, before: Config) -> None:
-        for key in PERIODS:
+    def _periods(self, before: Config, origins: Sequence[tuple[Model, int]]) -> None:
+        lists = {**self.section, **layer_lists(self.section, len(origins))}
+        for key, instead in PERIODS.items():
             period = before.get(key)
             if not isinstance(period, int) or isinstance(period, bool) or period < 2:
                 continue
-            if any((i - layer) % period for i, (_, layer) in enumerate(self.depth.origins)):
+            if instead is not None and isinstance(lists.get(instead), list):
+                continue
+            if any((i - layer) % period for i, (_, layer) in enumerate(origins)):
                 self._warn(key, f"tells kinds of layers by their number: every {period}th differs")
 
     def _warn(self, key: str, message: str) -> None:
@@ -243,19 +275,6 @@ class _Rewrite:
         self.problems.append(
             Problem(message, where, hint=hint, severity="warning", code="layer-pattern")
         )
-
-
-def _attention(section: Config, layer: int) -> str | None:
-    """Return a layer's kind of attention as transformers derives it, or None where it does not."""
-    period = section.get("sliding_window_pattern")
-    if not isinstance(period, int):
-        period = SLIDING_PERIODS.get(str(section.get("model_type")))
-    if period is not None and period > 0:
-        return "sliding_attention" if (layer + 1) % period else "full_attention"
-    limit = section.get("max_window_layers")
-    if section.get("use_sliding_window") and isinstance(limit, int):
-        return "sliding_attention" if layer >= limit else "full_attention"
-    return None
 
 
 def _leading(items: Sequence[Any], kind: Any) -> int:

@@ -54,6 +54,14 @@ class Part:
         return f".{self.module}." in f".{start}." or bool(words and words.search(start))
 
 
+_BOUND = re.compile(
+    r"(embed_tokens_per_layer|per_layer_model_projection|contact_head\.regression)\.weight$"
+    r"|\.shared_transformer\..*_adapter_list\.\d"
+)
+"""Tensors that have a part for every layer, or are numbered by other layers: Gemma 3n and 4, ESM,
+Zamba 2."""
+
+
 def find_parts(
     recipe: Recipe, models: Mapping[str, Model]
 ) -> tuple[tuple[Part, ...], list[Problem]]:
@@ -74,7 +82,8 @@ def find_parts(
         else:
             part = Part(module, found, tuple(scopes))
             parts.append(part)
-            problems.extend(_misfits(part, models))
+            misfits = list(_misfits(part, models))
+            problems.extend(misfits or _bound(part, first))
     twice = {part.stack for part in parts if part.stack} if len(parts) > 1 else set()
     for stack in twice:
         same = [part for part in parts if part.stack == stack]
@@ -186,6 +195,24 @@ def _misfits(part: Part, models: Mapping[str, Model]) -> Iterator[Problem]:
                     entry.range_location,
                     hint,
                 )
+
+
+def _bound(part: Part, model: Model) -> Iterator[Problem]:
+    """Yield what stands in the way of another depth or order of layers."""
+    names = [name for name in model.tensors if _BOUND.search(name)]
+    if part.stack is None or not names or not part.scopes[0].sliced:
+        return
+    ranges = [scope.entries[0].layer_range or (0, 0) for scope in part.scopes]
+    order = [layer for first, end in ranges for layer in range(first, end)]
+    inside = [n for n in names if part.module is None or n.startswith(part.prefix)]
+    if inside and order != list(range(stacks_of(model.tensors)[part.stack])):
+        where = "slices" if part.module is None else f"modules.{part.module}"
+        yield Problem(
+            f"{inside[0]} of '{model.label}' belongs to the number and order of all layers",
+            where,
+            part.scopes[0].location,
+            "take all layers in their order; such a model cannot be made deeper or shallower",
+        )
 
 
 def part_of(name: str, place: Place, parts: Sequence[Part], stacks: Sequence[str]) -> Part | None:
