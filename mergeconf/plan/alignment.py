@@ -6,6 +6,7 @@ that is the embedding) may be stored once or twice; here it is treated once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,13 +65,16 @@ def _settle_ties(
     others' embedding to it."""
     copies: list[Dropped] = []
     untied: set[str] = set()
-    tying = [model.label for model in models if ties_embeddings(model.config)]
+    says = {model.label: says_tied(model.config) for model in models}
+    silent = [m.label for m in models if says[m.label] is None and has_word_head(m.config)]
     heads = [name for name in sources if name.endswith(TIED_TO_EMBEDDING)]
     for head in heads:
         embedding = embedding_of(head, sources)
         if embedding is None:
             continue
         having, embeddings = sources[head], sources[embedding]
+        tying = [label for label, tied in says.items() if tied]
+        tying += [label for label in silent if label not in having]
         tied = {label for label in tying if _may_be_tied(label, having, embeddings)}
         free = [label for label in having if label not in tied]
         if not free:
@@ -106,12 +110,30 @@ def embedding_of(head: str, names: Mapping[str, Any]) -> str | None:
     return min(same or found, key=lambda name: (len(name), name), default=None)
 
 
-def ties_embeddings(config: dict[str, Any] | None) -> bool:
-    """Tell whether a config says that word embeddings are tied, in itself or its text part."""
+def says_tied(config: dict[str, Any] | None) -> bool | None:
+    """Tell whether a config says that word embeddings are tied, in itself or its text part.
+
+    None where it says nothing: the type of model decides then, and so whether a head is stored.
+    """
     for section in _sections(config):
         if "tie_word_embeddings" in section:
             return bool(section["tie_word_embeddings"])
-    return False
+    return None
+
+
+def ties_embeddings(config: dict[str, Any] | None) -> bool:
+    """Tell whether a config says that word embeddings are tied."""
+    return bool(says_tied(config))
+
+
+def has_word_head(config: dict[str, Any] | None) -> bool:
+    """Tell whether a config's class gives words, so that a head that is not stored is tied."""
+    if config is None:
+        return False
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names:
+        return True
+    return any(re.search("LM|Generation|PreTraining", str(name)) for name in names)
 
 
 def _sections(config: dict[str, Any] | None) -> Iterator[dict[str, Any]]:

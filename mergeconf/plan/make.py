@@ -88,6 +88,7 @@ def _assemble(
     layout = plan_layout(
         [OutputTensor(plan.name, plan.dtype, plan.shape) for plan in compiler.tensors.values()],
         recipe.shard_size,
+        stem=donor.file_stem,
     )
     found = [*recipe.warnings, *warnings]
     for model in alignment.models:

@@ -17,6 +17,7 @@ from mergeconf.checkpoint.sidecars import is_tokenizer_file
 from mergeconf.checkpoint.vocabulary_files import load_object
 from mergeconf.dtypes import DType
 from mergeconf.errors import Problem
+from mergeconf.plan.alignment import says_tied
 from mergeconf.plan.sources import Model
 from mergeconf.plan.token_ids import TokenIds
 from mergeconf.plan.vocabularies import OutputTokenizer
@@ -57,7 +58,10 @@ def output_files(
         files |= {name: file for name, file in tokenizer.taken.items() if is_tokenizer_file(name)}
         files |= tokenizer.files
     if config is not None:
+        silent = says_tied(config) is None
         config = _config(config, out_dtype, unties=unties)
+        if unties and silent:  # the type of model would tie them
+            config["tie_word_embeddings"] = False
         if tokenizer is not None:
             config = TokenIds(tokenizer, "config.json", notes).config(config)
         if config != donor.config:

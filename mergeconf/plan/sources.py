@@ -18,6 +18,7 @@ from mergeconf.dtypes import DType
 from mergeconf.errors import Problem
 from mergeconf.graph.nodes import Input, Node
 from mergeconf.graph.rewrite import substitute
+from mergeconf.storage.layout import DIFFUSION_STEM, STEM
 
 Origin = tuple[int, str, str]
 """What random draws follow: seed, name of the tensor, and the nested merge whose seed is that of
@@ -68,6 +69,13 @@ class Model:
     """What was found and does not stand in the way."""
     made_by: str = ""
     """How it is made, in words, where it is not simply stored."""
+
+    @property
+    def file_stem(self) -> str:
+        """How the names of weight files start that the library which loads it looks for."""
+        names = [file.path.name for part in self.checkpoints[:1] for file in part.files]
+        diffusion = names and all(name.startswith(DIFFUSION_STEM) for name in names)
+        return DIFFUSION_STEM if diffusion else STEM
 
     @classmethod
     def stored(cls, checkpoint: Checkpoint) -> Model:

@@ -25,7 +25,9 @@ from mergeconf.units import format_size
 ALIGNMENT = 8
 """The data of a file starts at a multiple of this, in bytes: the largest item size."""
 STEM = "model"
-"""How the files' names start."""
+"""How the files' names start, for transformers."""
+DIFFUSION_STEM = "diffusion_pytorch_model"
+"""How they start for diffusers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ def plan_layout(
     tensors: Sequence[OutputTensor],
     shard_size: int,
     metadata: Mapping[str, str] = MappingProxyType({"format": "pt"}),
+    stem: str = STEM,
 ) -> Layout:
     """Return where each tensor is written.
 
@@ -102,6 +105,7 @@ def plan_layout(
         tensors: what is to be written, in any order; the result does not depend on it.
         shard_size: most bytes of tensors in one file; a larger tensor has a file of its own.
         metadata: text that each file carries; transformers asks for a `format`.
+        stem: how the files' names start; diffusers looks for `diffusion_pytorch_model`.
 
     Raises:
         OutputError: two tensors have one name, or a name that no file can hold.
@@ -110,12 +114,13 @@ def plan_layout(
     ordered = sorted(tensors, key=lambda tensor: (natural_key(tensor.name), tensor.name))
     shards = _split(ordered, shard_size)
     files = [
-        _plan_file(shard, number, len(shards), metadata) for number, shard in enumerate(shards)
+        _plan_file(shard, number, len(shards), metadata, stem)
+        for number, shard in enumerate(shards)
     ]
     placed = {place.tensor.name: place for _, places in files for place in places}
     index_name, index = None, b""
     if len(shards) > 1:
-        index_name = f"{STEM}.safetensors.index.json"
+        index_name = f"{stem}.safetensors.index.json"
         index = _index([file for file, _ in files], placed.values())
     return Layout(tuple(file for file, _ in files), placed, index_name, index)
 
@@ -167,11 +172,11 @@ def _split(tensors: Iterable[OutputTensor], shard_size: int) -> list[list[Output
 
 
 def _plan_file(
-    shard: Sequence[OutputTensor], number: int, count: int, metadata: Mapping[str, str]
+    shard: Sequence[OutputTensor], number: int, count: int, metadata: Mapping[str, str], stem: str
 ) -> tuple[OutputFile, list[PlacedTensor]]:
-    name = f"{STEM}.safetensors"
+    name = f"{stem}.safetensors"
     if count > 1:
-        name = f"{STEM}-{number + 1:05d}-of-{count:05d}.safetensors"
+        name = f"{stem}-{number + 1:05d}-of-{count:05d}.safetensors"
     ordered = sorted(shard, key=lambda tensor: -tensor.dtype.itemsize)
     entries: dict[str, object] = {}
     if metadata:
