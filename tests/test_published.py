@@ -156,6 +156,11 @@ def test_a_key_of_its_own_may_hold_what_aliases_repeat() -> None:
             load_recipe(f"{LINEAR}{key}\n")
 
 
+def test_an_int8_mask_that_stands_beside_the_parameters_is_a_warning() -> None:
+    (warning,) = load_recipe(f"{LINEAR}int8_mask: true\n").warnings
+    assert (warning.where, warning.code) == ("int8_mask", "ignored-key")
+
+
 def test_a_random_seed_is_a_warning_that_names_the_seed() -> None:
     (warning,) = load_recipe(f"{LINEAR}random_seed: 0\n").warnings
     assert (warning.where, warning.code) == ("random_seed", "ignored-key")

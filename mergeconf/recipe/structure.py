@@ -25,6 +25,11 @@ _EXPECTED = {
     "model": "keys and values",
     "finite": "a finite number",
 }
+_HARMLESS = {
+    "random_seed": "write 'seed', which every draw follows from",
+    "int8_mask": "leave it out: masks take no memory here",
+}
+"""Keys that published recipes have and that mergekit ignores, with what to do."""
 _SEED = "expected a whole number from 0 to 18446744073709551615"
 
 
@@ -78,9 +83,8 @@ def _note(found: Any, parameters: Collection[str], collector: Collector) -> None
 def _unknown(path: Path, parameters: Collection[str], collector: Collector) -> None:
     name = str(path[-1])
     hint = ""
-    if path == ("random_seed",):
-        message = "has no effect, as in mergekit"
-        collector.warn("ignored-key", path, message, "write 'seed', which every draw follows from")
+    if len(path) == 1 and name in _HARMLESS:
+        collector.warn("ignored-key", path, "has no effect, as in mergekit", _HARMLESS[name])
         return
     misspelled = did_you_mean(name, keys_at(())).startswith("did")
     if len(path) == 1 and not misspelled and collector.source.is_anchored(path):
