@@ -212,7 +212,7 @@ ADAPTERS = [
 
 TOKENS = TIES + "tokenizer: {source: base, tokens: {a: "
 TOKENIZERS = [
-    (TIES + "tokenizer: {source: 5}", "tokenizer.source", 6, 21, "expected a model's name", "quote"),
+    (TIES + "tokenizer: {source: 5}", "tokenizer.source", 6, 21, "expected a model's", "quote"),
     (TIES + "tokenizer: {sources: base}", "tokenizer.sources", 6, 13, "unknown key", "'source'?"),
     (TIES + "tokenizer: {pad_to_multiple_of: 0}", "tokenizer.pad_to_multiple_of", 6, 33,
      "expected more than 0, found 0", ""),

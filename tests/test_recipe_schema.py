@@ -160,8 +160,8 @@ def test_every_method_and_parameter_is_in_the_schema():
 
 def test_every_key_is_described():
     for part in (
-        "Document", "RuleItem", "ModelItem", "Output", "Slice", "SliceSource", "Module", "Tokenizer",
-        "TokenEmbedding",
+        "Document", "RuleItem", "ModelItem", "Output", "Slice", "SliceSource", "Module",
+        "Tokenizer", "TokenEmbedding",
     ):  # fmt: skip
         for name, field in SCHEMA["$defs"][part]["properties"].items():
             assert field.get("description"), f"{part}.{name}"
