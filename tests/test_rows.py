@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import settings as profile
 from hypothesis import strategies as st
 
 from mergeconf.checkpoint import ReadFiles
@@ -63,6 +64,7 @@ NUMBERS = st.lists(st.integers(-1, 19), min_size=1, max_size=40)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+@profile(max_examples=10)
 @given(numbers=NUMBERS, width=st.integers(1, 9), settings=st.sampled_from(SETTINGS))
 def test_rows_in_any_order(dtype, numbers, width, settings):
     x = some(20, width, dtype=TORCH[dtype])
@@ -138,6 +140,7 @@ def test_gathers_move_with_their_inputs():
     assert moved == Gather(Input(5, DType.float32), node.rows, 3)
 
 
+@profile(max_examples=15)
 @given(numbers=NUMBERS, width=st.integers(1, 5), settings=st.sampled_from(SETTINGS))
 def test_masks_of_rows(numbers, width, settings):
     mask = RowMask(Rows(np.array(numbers)), width)
@@ -185,6 +188,7 @@ def chosen(slots: Sequence[Node]) -> Node:
     return Choose(larger, slots[0], total, DType.bfloat16)
 
 
+@profile(max_examples=15)
 @given(numbers=st.lists(st.integers(-1, 19), min_size=20, max_size=20), width=st.integers(1, 6))
 def test_rows_of_an_expression(numbers, width):
     inputs = [some(20, width, seed=seed, dtype=torch.bfloat16) for seed in (1, 2)]
@@ -194,6 +198,7 @@ def test_rows_of_an_expression(numbers, width):
     assert_same_bits(stream(node, inputs, DType.bfloat16).tensor, want)
 
 
+@profile(max_examples=15)
 @given(first=NUMBERS, data=st.data())
 def test_rows_of_rows(first, data):
     second = data.draw(st.lists(st.integers(-1, len(first) - 1), min_size=1, max_size=9))

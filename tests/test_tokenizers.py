@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from mergeconf import load_recipe, make_plan, run_plan
 from mergeconf.checkpoint.chat_templates import TEMPLATES
 from mergeconf.errors import CheckpointError, PlanError
+from support.models import KINDS as MODELS
+from support.models import load_exactly, made
 from support.vocabularies import (
     KINDS,
     OTHER_TEXT,
@@ -205,6 +208,25 @@ def test_what_the_recipe_says_of_tokens(tmp_path):
         }.items():
             assert torch.allclose(got[name][tokens[token]], want, rtol=1e-6, atol=1e-6), token
     assert_loads(tmp_path / "out", len(tokens))
+
+
+def test_the_mean_of_as_many_models_as_have_the_token(tmp_path):
+    tokens = [["x"], ["x", "y"], ["x", "y", "z"], ["x", "y", "z"], ["x", "y", "z"]]
+    rows: list[Rows] = []
+    for seed, extra in enumerate(tokens):
+        folder = tmp_path / str(seed)
+        tokenizer = make_tokenizer("words")
+        tokenizer.add_tokens(extra)
+        save_tokenizer(folder, tokenizer)
+        size = tokenizer.get_vocab_size()
+        table = write_llama(folder, size, seed=seed)[EMBED]
+        rows.append({token: table[number] for token, number in tokenizer.get_vocab().items()})
+    models = [{"model": str(tmp_path / str(n)), "parameters": {"weight": 0.5}} for n in range(5)]
+    recipe = {"merge_method": "linear", "models": models, "tokenizer": {"source": "union"}}
+    got = run(recipe, tmp_path / "out")[EMBED]
+    for token, number in vocabulary_of(tmp_path / "out").items():
+        want = average(token, rows, None)
+        assert torch.allclose(got[number], want, rtol=1e-6, atol=1e-6), token
 
 
 def test_rows_are_padded_with_the_mean_of_all_others(tmp_path):
@@ -671,3 +693,43 @@ def test_a_template_without_a_tokenizer_is_an_error(tmp_path):
     recipe = {"merge_method": "passthrough", "models": [str(tmp_path / "a")]}
     with pytest.raises(PlanError, match="chat_template: the output has no tokenizer"):
         make_plan(load_recipe({**recipe, "chat_template": "chatml"}))
+
+
+# --- other architectures --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_tokens_can_be_added_to_models_of_any_architecture(tmp_path, kind):
+    folders = [str(tmp_path / f"{variant}") for variant in range(2)]
+    for variant, folder in enumerate(folders):
+        shutil.copytree(made(kind, variant), folder)
+        for path in made("llama", 0, tokenizer=True).glob("token*"):
+            shutil.copy(path, folder)
+    recipe = {
+        "merge_method": "linear",
+        "base_model": folders[0],
+        "models": [{"model": folder, "parameters": {"weight": 0.5}} for folder in folders],
+    }
+    section = {
+        "source": "base",
+        "tokens": {"<new>": {"source": {"kind": "zero"}}},
+        "pad_to_multiple_of": 64,
+    }
+    run(recipe, tmp_path / "plain")
+    run({**recipe, "tokenizer": section}, tmp_path / "more")
+    tokens = vocabulary_of(tmp_path / "more")
+    count = tokens["<new>"]
+    assert 40 < count == len(tokens) - 1
+    plain, more = load_exactly(tmp_path / "plain"), load_exactly(tmp_path / "more")
+    assert more.config.vocab_size == 64
+    rows = more.get_input_embeddings().weight
+    assert torch.equal(rows[:count], plain.get_input_embeddings().weight[:count])
+    assert rows[count].abs().sum() == 0
+    words = torch.arange(24).reshape(2, 12) % count
+    arguments = {"input_ids": words}
+    if more.config.is_encoder_decoder:
+        arguments["decoder_input_ids"] = words
+    with torch.no_grad():
+        got, want = more(**arguments).logits, plain(**arguments).logits
+    assert got.shape[-1] == 64
+    assert torch.allclose(got[..., :count], want[..., :count], atol=1e-6)

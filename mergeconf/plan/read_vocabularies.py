@@ -255,10 +255,19 @@ def other_sizes(config: Mapping[str, Any] | None) -> frozenset[int]:
     )
 
 
-def has_row_a_token(name: str, source: Source, rows: int | None, others: frozenset[int]) -> bool:
+def has_row_a_token(
+    name: str, source: Source, rows: int | None, others: frozenset[int], *, in_layer: bool
+) -> bool:
     """Tell whether a tensor has one row, or one element, for each row of the embedding.
 
-    Known names count, and others where no other size of the model is the same.
+    Known names count, and others outside the layers where no other size of the model is the same.
+
+    Args:
+        name: Its name.
+        source: The tensor.
+        rows: Of the model's embedding.
+        others: The model's other sizes.
+        in_layer: Whether it belongs to a layer.
     """
     shape = source.shape
     if rows is None or not shape or not source.dtype.is_float:
@@ -267,7 +276,8 @@ def has_row_a_token(name: str, source: Source, rows: int | None, others: frozens
         return shape == (1, rows)
     if shape[0] != rows:
         return False
-    return bool(_EMBEDDING.search(name) or _HEAD.search(name)) or rows not in others
+    by_name = _EMBEDDING.search(name) or _HEAD.search(name)
+    return bool(by_name) or not (in_layer or rows in others)
 
 
 def other_tables(models: Iterable[Model]) -> Iterator[tuple[Model, str]]:

@@ -206,8 +206,9 @@ class _Builder:
         """Return a tensor of the models over the output's tokens, unchanged if it has no rows for
         tokens."""
         sources = alignment.sources[name]
+        in_layer = alignment.places[name].layer is not None
         if not all(
-            has_row_a_token(name, source, self._rows(label), self._sizes[label])
+            has_row_a_token(name, source, self._rows(label), self._sizes[label], in_layer=in_layer)
             for label, source in sources.items()
         ):
             return sources
