@@ -20,7 +20,6 @@ from mergeconf.errors import RecipeError
 from mergeconf.methods import all_methods
 from mergeconf.plan import Plan, make_plan
 from mergeconf.recipe import load_recipe
-from mergeconf.recipe.not_yet import NOT_YET
 from mergeconf.recipe.values import leaves
 from published.header import Published, all_recipes
 from published.made import NESTED, make, models_of
@@ -55,17 +54,10 @@ FEATURES: dict[str, Callable[[list[dict[str, Any]]], bool]] = {
     "chat_template": lambda documents: any("chat_template" in d for d in documents),
     "tokenizer": lambda documents: any(map(tokenizer_of, documents)),
 }
-"""How to tell from plain YAML that a recipe needs a feature, by the names that `not_yet` has."""
+"""How to tell from plain YAML that a recipe needs a feature."""
 
 
-def as_case(recipe: Published) -> Any:
-    """Return a recipe as a test's argument, expected to fail while a feature of it is missing."""
-    lacking = [f for f, needs in FEATURES.items() if f in NOT_YET and needs(recipe.documents)]
-    marks = [pytest.mark.xfail(strict=False, reason=NOT_YET[feature]) for feature in lacking]
-    return pytest.param(recipe, id=recipe.name, marks=marks)
-
-
-CASES = [as_case(recipe) for recipe in RECIPES]
+CASES = [pytest.param(recipe, id=recipe.name) for recipe in RECIPES]
 
 
 def planned(recipe: Published, folder: Path) -> Plan:
@@ -126,7 +118,6 @@ def test_there_are_recipes_of_every_kind() -> None:
     assert len({recipe.title for recipe in RECIPES}) == len(RECIPES)
     used = set().union(*(recipe.methods for recipe in RECIPES)) - {"take"}
     assert used == set(all_methods()) - {"parameter_selection"}
-    assert not set(NOT_YET) - set(FEATURES)
     for feature, needs in FEATURES.items():
         assert any(needs(recipe.documents) for recipe in RECIPES), feature
 

@@ -117,7 +117,7 @@ BAD = [
     "merge_method: dare-ties\nbase_model: o/x\nmodels: [o/a]\n",
     "merge_method: parameter_selection\nmodels: [a]\nbase_model: b\nparameters: {resample: al}\n",
 ]
-NOT_YET = [
+MERGES = [
     "merge_method: linear\nslices: [{sources: [{model: a, layer_range: [0, 4]}]}]\n",
     "merge_method: linear\nmodels: [{model: {merge_method: ties, models: [a]}}]\n",
     "merge_method: linear\nmodels: [{model: {recipe: b}}]\n",
@@ -141,8 +141,8 @@ def test_bad_recipes_do_not_fit(text):
     assert not valid(parse(text), SCHEMA)
 
 
-@pytest.mark.parametrize("text", NOT_YET)
-def test_what_is_not_supported_yet_has_its_place(text):
+@pytest.mark.parametrize("text", MERGES)
+def test_merges_of_merges_fit_the_schema(text):
     assert valid(parse(text), SCHEMA)
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from mergeconf.methods import Method, Parameter, all_methods
 from mergeconf.recipe import schema as models
-from mergeconf.recipe.not_yet import NOT_YET
 
 _CASE = {"$ref": "#/$defs/ValueCase"}
 
@@ -125,7 +124,7 @@ def _sentence(parameter: Parameter) -> str:
 
 
 def _describe(definitions: dict[str, Any]) -> None:
-    """Give each field the text below it in the source, and say what is not supported yet."""
+    """Give each field the text below it in the source."""
     tree = ast.parse(inspect.getsource(models))
     for part in tree.body:
         if not isinstance(part, ast.ClassDef) or part.name not in definitions:
@@ -134,10 +133,6 @@ def _describe(definitions: dict[str, Any]) -> None:
         for field, text in _texts_below(part):
             if field in properties:
                 properties[field]["description"] = text
-        if part.name == "Document":
-            for field in NOT_YET.keys() & properties.keys():
-                text = properties[field].get("description", "")
-                properties[field]["description"] = f"{text} Not supported yet.".strip()
 
 
 def _texts_below(part: ast.ClassDef) -> Iterator[tuple[str, str]]:
