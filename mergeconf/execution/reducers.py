@@ -21,7 +21,12 @@ from mergeconf.graph.nodes import NonzeroShare
 _LANES = 512
 SAMPLE_PIECES = 64
 SAMPLE_LENGTH = 1024
-"""A tensor is sampled in this many pieces of this many elements, spread evenly."""
+"""A tensor is sampled in this many pieces of this many elements, spread evenly; larger ones in
+more pieces."""
+SAMPLED = 64
+"""One of this many elements of a large tensor is sampled."""
+MOST_SAMPLED = 1 << 19
+"""Elements of a sample at most, about."""
 MOST_KEPT = 1 << 19
 """Candidates for an order statistic that are kept at a time: 2 MiB."""
 _BINS = 1 << 16
@@ -132,7 +137,8 @@ class KthLargestReducer:
 
         Should it lie elsewhere after all, `finish` finds out and asks for another sweep.
         """
-        sample = np.sort(np.concatenate(self._sample))[::-1]
+        ascending = np.sort(np.concatenate(self._sample))
+        sample = ascending[::-1]
         self._sample = []
         if self._k is None:
             share = self._share * int(np.count_nonzero(sample)) / len(sample)
@@ -141,16 +147,22 @@ class KthLargestReducer:
         rank = share * len(sample)
         # Where the rank itself is an estimate its error is as large again at most.
         margin = (16 if self._k is None else 8) * math.sqrt(len(sample) * share * (1 - share)) + 16
+        # Elements that lie together are alike, so that a sample misleads more than its size says:
+        # a range is as wide as what it keeps leaves room for.
+        much = MOST_KEPT / 8 * len(sample) / self._numel
+        margin = max(margin, min(4 * margin, much))
         first, last = int(rank - margin), math.ceil(rank + margin)
         if first >= 0:
             self._high = int(sample[first]) + 1
         if last < len(sample):
             self._low = int(sample[last])
         # Deltas of 16-bit formats repeat: a value that many elements share is counted, not kept.
-        window = sample[max(first, 0) : last + 1]
-        values, counts = np.unique(window, return_counts=True)
+        begin, end = np.searchsorted(ascending, [self._low, self._high])
+        values, counts = np.unique(ascending[begin:end], return_counts=True)
         frequent = np.argsort(-counts, kind="stable")[:_MOST_ATOMS]
-        self._atoms = {int(values[i]): 0 for i in frequent if counts[i] * 256 >= len(sample)}
+        self._atoms = {
+            int(values[i]): 0 for i in frequent if counts[i] >= min(len(sample) / 256, much)
+        }
         self._reset()
 
     def update(self, start: int, values: Array, size: int) -> None:

@@ -17,8 +17,10 @@ from mergeconf.execution.program import (
     evaluate_scalar,
 )
 from mergeconf.execution.reducers import (
+    MOST_SAMPLED,
     SAMPLE_LENGTH,
     SAMPLE_PIECES,
+    SAMPLED,
     CountReducer,
     KthLargestReducer,
     Reducer,
@@ -163,10 +165,12 @@ class TensorRun:
     def _sample_ranges(self) -> list[tuple[int, int]]:
         """Return pieces spread evenly, never overlapping: the tensor is longer than they are."""
         numel, row = self.plan.numel, self.geometry.row
-        length = SAMPLE_LENGTH
-        if self.program.whole_rows:  # about as much, in whole rows
-            length = row * min(max(1, SAMPLE_LENGTH // row), numel // row)
-        pieces = max(1, min(SAMPLE_PIECES, numel // (4 * length)))
+        length, most = SAMPLE_LENGTH, SAMPLE_PIECES
+        if self.program.whole_rows:  # whole rows, so many that a call is worth its cost
+            length = row * min(max(1, 4 * SAMPLE_LENGTH // row), numel // row)
+            most = max(1, SAMPLE_PIECES * SAMPLE_LENGTH // length)
+        pieces = max(most, min(numel // SAMPLED, MOST_SAMPLED) // length)
+        pieces = max(1, min(pieces, numel // (4 * length)))
         starts = [piece * numel // pieces for piece in range(pieces)]
         if self.program.whole_rows:
             starts = [start // row * row for start in starts]
