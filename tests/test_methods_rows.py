@@ -20,6 +20,7 @@ from mergeconf.graph import eager, ops
 from mergeconf.graph.shares import RESOLUTION, rank_threshold
 from mergeconf.methods import all_methods
 from mergeconf.methods.apply import evaluate
+from mergeconf.methods.model_stock import stock_shares
 from support.harness import TORCH, assert_same_bits, eager_method, expression_of, stream_method
 from support.philox import draw_at
 
@@ -233,6 +234,47 @@ def test_a_row_by_itself_gives_the_same(name: str) -> None:
         for j in range(5):
             alone = evaluate(method, base[i, j], [model[i, j] for model in models], whole)
             torch.testing.assert_close(result[i, j], alone, rtol=1e-6, atol=1e-7)
+
+
+def plain_stock_shares(*numbers: float) -> tuple[float, float]:
+    """Return what `stock_shares` does, by the formula, from Python's own numbers."""
+    *lower, mean_angle = numbers
+    if not all(map(math.isfinite, lower)):
+        return math.nan, math.nan
+    size = math.isqrt(2 * len(lower))
+    rows = [lower[i * (i + 1) // 2 : (i + 1) * (i + 2) // 2] for i in range(size)]
+    norms = [math.sqrt(row[-1]) for row in rows]
+    cosines = [
+        min(max(rows[i][j] / max(norms[i] * norms[j], 1e-6), -1.0), 1.0)
+        for i in range(size)
+        for j in range(i)
+    ]
+    total = 0.0
+    for cosine in cosines:
+        total += math.acos(cosine) if mean_angle else cosine
+    mean = math.cos(total / len(cosines)) if mean_angle else total / len(cosines)
+    denominator = 1 + (size - 1) * mean
+    t = 0.0 if abs(denominator) < 1e-6 else size * mean / denominator
+    return t, 1 - t
+
+
+@pytest.mark.parametrize("mean_angle", [False, True])
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_many_rows_give_the_bits_of_each_row(size: int, mean_angle: bool) -> None:
+    generator = np.random.default_rng(size)
+    vectors = generator.normal(size=(500, size, 4)) * 10.0 ** generator.integers(-6, 4, (500, 1, 1))
+    vectors[:20] = vectors[:20, :1]  # the same
+    vectors[20:40, 0] = -vectors[20:40, 1]
+    vectors[40:60, 0] = 0
+    gram = vectors @ vectors.transpose(0, 2, 1)
+    gram[60, 0, 0], gram[61, 1, 0] = math.inf, math.nan
+    gram[62] = np.where(np.eye(size, dtype=bool), 1.0, -1 / (size - 1))  # no estimate
+    lower = [gram[:, i, j] for i in range(size) for j in range(i + 1)]
+    got = np.stack(stock_shares(*lower, mean_angle), axis=1)
+    want = [plain_stock_shares(*row, mean_angle) for row in np.stack(lower, axis=1).tolist()]
+    assert np.array_equal(got.view(np.int64), np.array(want).view(np.int64))
+    one = [stock_shares(*row, mean_angle) for row in np.stack(lower, axis=1).tolist()]
+    assert np.array_equal(np.array(one, dtype=float).view(np.int64), got.view(np.int64))
 
 
 def test_nuslerp_along_dimension_0_is_refused() -> None:

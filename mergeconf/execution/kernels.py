@@ -11,6 +11,7 @@ elements); `copyto(where=)` 3.8 and torch's `where` 0.8, so masks are applied by
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -119,6 +120,8 @@ _WIDE_PIECE = 1 << 15
 _MOST_ROWS = 1 << 11
 """Rows whose coefficients are computed at a time, as Python floats."""
 _LANES = 512
+_SHORT = 64
+"""Elements of a row up to which arrays are gone through by columns."""
 _LARGEST_KEY = 0x7F800001
 """What stands for every NaN among magnitudes: all count as equal, and as the largest."""
 
@@ -229,22 +232,32 @@ class CombineRows:
     ) -> None:  # fmt: skip
         self._row, self._vectors = row, vectors
         self._function, self._options = function, options
+        self._takes_arrays = getattr(function, "takes_arrays", False)
+        self._most = ROW_PIECE if self._takes_arrays else min(ROW_PIECE, _MOST_ROWS * row)
 
     def __call__(self, *arrays: Array) -> None:
         """Take vectors, terms and the result, all float32; the result may be one of the others."""
         *inputs, out = arrays
-        most = min(ROW_PIECE, _MOST_ROWS * self._row)
-        for piece in row_pieces(len(out), self._row, most):
+        for piece in row_pieces(len(out), self._row, self._most):
             rows = [array[piece].reshape(-1, self._row) for array in inputs]
             vectors, terms = rows[: self._vectors], rows[self._vectors :]
             gram = [sum_rows(x, y) for i, x in enumerate(vectors) for y in vectors[: i + 1]]
-            numbers = zip(*(column.tolist() for column in gram), strict=True)
-            found = [self._function(*row, *self._options) for row in numbers]
-            coefficients = np.array(found).astype(np.float32)
+            coefficients = self._coefficients(gram).astype(np.float32)
             _add_terms(terms, coefficients, out[piece].reshape(-1, self._row))
+
+    def _coefficients(self, gram: Sequence[Array]) -> Array:
+        if self._takes_arrays:
+            return np.stack(self._function(*gram, *self._options), axis=1)
+        numbers = zip(*(column.tolist() for column in gram), strict=True)
+        return np.array([self._function(*row, *self._options) for row in numbers])
 
 
 def _add_terms(terms: Sequence[Array], coefficients: Array, out: Array) -> None:
+    rows, width = out.shape
+    if width <= _SHORT:  # numpy is slow where it repeats a number only a few times
+        factors = [np.repeat(column, width).reshape(rows, width) for column in coefficients.T]
+        out[...] = functools.reduce(np.add, map(np.multiply, terms, factors))
+        return
     for begin in range(0, out.shape[1], ROW_PIECE):
         part = slice(begin, begin + ROW_PIECE)
         total = terms[0][:, part] * coefficients[:, :1]
@@ -257,6 +270,9 @@ def sum_rows(x: Array, y: Array | None = None) -> Array:
     """Return the sum of each row of x, or of x · y, in float64, in the order of `eager`."""
     width = x.shape[1]
     lanes = min(_LANES, 1 << (width - 1).bit_length())
+    if width <= _SHORT:
+        columns = x.T.astype(np.float64)
+        return sum_columns(columns if y is None else columns * y.T)
     sums: Array | None = None
     for begin in range(0, width, ROW_PIECE):
         part = x[:, begin : begin + ROW_PIECE]
@@ -266,6 +282,18 @@ def sum_rows(x: Array, y: Array | None = None) -> Array:
         sums = _add_lines(values, lanes, sums)
     assert sums is not None
     return fold_lanes(sums)
+
+
+def sum_columns(x: Array) -> Array:
+    """Return the sum of each column of float64 values, in the order in which rows are summed."""
+    width, count = x.shape
+    sums = np.zeros((1 << (width - 1).bit_length(), count))
+    sums[:width] = x
+    while len(sums) > 1:
+        half = len(sums) // 2
+        sums = sums[:half] + sums[half:]
+    total: Array = sums[0] + 0.0  # no sum is -0
+    return total
 
 
 def fold_lanes(sums: Array) -> Array:
@@ -302,7 +330,19 @@ class DivergenceOfRows:
         """Take float32; the result may be one of the others."""
         for piece in row_pieces(len(out), self._row, _WIDE_PIECE):
             left, right, rows = (array[piece].reshape(-1, self._row) for array in (x, y, out))
-            rows[...] = self._divergence(left, right)[:, None]
+            if self._row > _SHORT:
+                rows[...] = self._divergence(left, right)[:, None]
+            else:
+                out[piece] = np.repeat(self._of_short_rows(left, right), self._row)
+
+    def _of_short_rows(self, x: Array, y: Array) -> Array:
+        left, right = (array.T.astype(np.float64, order="C") for array in (x, y))
+        for logits in (left, right):
+            logits -= logits.max(axis=0)
+        difference = left - right
+        a, b = exp_of_negative(left), exp_of_negative(right)
+        np.multiply(difference, a, out=difference)
+        return _from_sums(*map(sum_columns, (difference, a, b)))
 
     def _divergence(self, x: Array, y: Array) -> Array:
         lanes = min(_LANES, 1 << (self._row - 1).bit_length())
@@ -317,8 +357,13 @@ class DivergenceOfRows:
             np.multiply(difference, a, out=difference)
             for index, values in enumerate((difference, a, exp_of_negative(right))):
                 sums[index] = _add_lines(values, lanes, sums[index])
-        shift, total, other = (fold_lanes(lane) for lane in sums if lane is not None)
-        return np.maximum(shift / total + log(other / total), 0.0) + 0.0
+        return _from_sums(*(fold_lanes(lane) for lane in sums if lane is not None))
+
+
+def _from_sums(shift: Array, total: Array, other: Array) -> Array:
+    """Return the divergence from Σ a d, Σ a and Σ b; see `eager.divergence_of_rows`."""
+    divergence: Array = np.maximum(shift / total + log(other / total), 0.0) + 0.0
+    return divergence
 
 
 _LOG2_E = 1.4426950408889634

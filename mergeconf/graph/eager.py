@@ -190,14 +190,17 @@ def combine_rows(
     function: Callable[..., tuple[float, ...]],
     options: tuple[float | int | bool | str, ...],
 ) -> torch.Tensor:
-    """Call the function for every row."""
+    """Call the function for every row, or for all at once if it takes arrays."""
     if terms[0].numel() == 0:
         return terms[0]
     wide = [_rows_of(vector).to(torch.float64) for vector in vectors]
     gram = [_sum_rows(x * y) for i, x in enumerate(wide) for y in wide[: i + 1]]
-    numbers = torch.stack(gram, dim=1).tolist()
-    columns = torch.tensor([function(*row, *options) for row in numbers], dtype=torch.float64)
-    coefficients = columns.to(torch.float32)
+    if getattr(function, "takes_arrays", False):
+        found = np.stack(function(*(column.numpy() for column in gram), *options), axis=1)
+    else:
+        numbers = torch.stack(gram, dim=1).tolist()
+        found = np.array([function(*row, *options) for row in numbers])
+    coefficients = torch.from_numpy(found).to(torch.float32)
     rows = [_rows_of(term) for term in terms]
     total = rows[0] * coefficients[:, :1]
     for index in range(1, len(rows)):

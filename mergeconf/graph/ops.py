@@ -10,7 +10,7 @@ Arithmetic (`+ - * /`, `abs`) is written with the operators themselves.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from mergeconf.dtypes import DType
 from mergeconf.graph.geometry import Geometry
@@ -38,6 +38,7 @@ from mergeconf.graph.shares import RESOLUTION, shares_of, threshold_of
 
 T = Any
 S = Any
+F = TypeVar("F", bound=Callable[..., tuple[float, ...]])
 
 
 def _eager() -> Any:
@@ -245,7 +246,7 @@ def scalars(
         options: Further arguments that are known when the plan is made.
     """
     if not any(isinstance(arg, LazyScalar) for arg in args):
-        return function(*args, *options)
+        return tuple(map(float, function(*args, *options)))
     nodes = tuple(arg.node if isinstance(arg, LazyScalar) else float(arg) for arg in args)
     compute = Compute(function, nodes, options)
     return tuple(LazyScalar(Item(compute, index)) for index in range(size))
@@ -257,6 +258,14 @@ def gram(tensors: Sequence[T]) -> list[S]:
 
 
 # --- rows ------------------------------------------------------------------------------------
+
+
+def takes_arrays(function: F) -> F:
+    """Mark a function of `combine_rows`: in the place of each number it takes a float64 array too,
+    one number a row, and then gives arrays, of the same bits as row by row.
+    """
+    function.takes_arrays = True  # type: ignore[attr-defined]
+    return function
 
 
 def combine_rows(
@@ -271,7 +280,8 @@ def combine_rows(
         terms: What is combined, added from the first to the last; all mean the same.
         vectors: Tensors whose dot products within a row are taken, in float64, in a fixed order.
         function: A module-level function that returns a coefficient a term. It is called for each
-            row with the dot products, as `gram` lists them, and then the options.
+            row with the dot products, as `gram` lists them, and then the options; or once for many
+            rows, if `takes_arrays` marks it.
         options: Further arguments that are known when the plan is made.
     """
     if not isinstance(terms[0], Lazy):

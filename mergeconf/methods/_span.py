@@ -8,12 +8,17 @@ a second sweep combines. Nothing here knows a tensor.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-Matrix = list[list[float]]
+import numpy as np
+
+Number = Any
+"""A float, or a float64 array of one number a row."""
+Matrix = list[list[Number]]
 
 
-def matrix_of(lower: Sequence[float]) -> Matrix:
+def matrix_of(lower: Sequence[Number]) -> Matrix:
     """Return the symmetric matrix whose lower triangle is given by rows, as `ops.gram` does."""
     size = math.isqrt(2 * len(lower))
     return [
@@ -41,6 +46,15 @@ def along(coefficients: Sequence[float], row: Sequence[float]) -> float:
 def norms_of(gram: Matrix) -> list[float]:
     """Return the norms of the inputs."""
     return [math.sqrt(row[i]) for i, row in enumerate(gram)]
+
+
+def each(function: Callable[[float], float], x: Any) -> Any:
+    """Return a function of one number, applied to each number of a float64 array.
+
+    Those of `math` are the system's own. numpy has its own ones, for some processors only, whose
+    last bit may differ.
+    """
+    return np.reshape([function(value) for value in np.ravel(x).tolist()], np.shape(x))
 
 
 def clamp_cosine(value: float) -> float:

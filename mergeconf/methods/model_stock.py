@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from mergeconf.graph import ops
-from mergeconf.methods._span import all_finite, clamp_cosine, matrix_of, norms_of
+from mergeconf.methods._span import each, matrix_of
 from mergeconf.methods._task_vectors import deltas_of
 from mergeconf.methods.registry import merge_method
 
@@ -16,25 +18,27 @@ SINGULAR = 1e-6
 """A smaller denominator of t means that there is no estimate: the base is kept."""
 
 
-def stock_shares(*numbers: float) -> tuple[float, float]:
+@ops.takes_arrays
+def stock_shares(*numbers: Any) -> tuple[Any, Any]:
     """Return the shares of the mean model and the base: from the Gram matrix and mean_angle."""
     *lower, mean_angle = numbers
-    if not all_finite(lower):
-        return math.nan, math.nan
-    gram = matrix_of(lower)
-    norms = norms_of(gram)
+    finite = np.logical_and.reduce([np.isfinite(number) for number in lower])
+    gram = matrix_of([np.where(finite, number, 0.0) for number in lower])
+    norms = [np.sqrt(row[index]) for index, row in enumerate(gram)]
     cosines = [
-        clamp_cosine(gram[i][j] / max(norms[i] * norms[j], NORM_FLOOR))
+        np.clip(gram[i][j] / np.maximum(norms[i] * norms[j], NORM_FLOOR), -1.0, 1.0)
         for i in range(len(gram))
         for j in range(i)
     ]
     if mean_angle:
-        cosine = math.cos(sum(map(math.acos, cosines)) / len(cosines))
+        angles = [each(math.acos, cosine) for cosine in cosines]
+        cosine = each(math.cos, ops.add_all(angles) / len(angles))
     else:
-        cosine = sum(cosines) / len(cosines)
+        cosine = ops.add_all(cosines) / len(cosines)
     denominator = 1 + (len(gram) - 1) * cosine
-    t = 0.0 if abs(denominator) < SINGULAR else len(gram) * cosine / denominator
-    return t, 1 - t
+    singular = abs(denominator) < SINGULAR
+    t = np.where(singular, 0.0, len(gram) * cosine / np.where(singular, 1.0, denominator))
+    return np.where(finite, t, math.nan), np.where(finite, 1 - t, math.nan)
 
 
 @merge_method(
