@@ -19,6 +19,7 @@ from mergeconf.plan.assembly import assemble, left_out
 from mergeconf.plan.data import Dropped, Plan, TensorPlan
 from mergeconf.plan.depth import deepen
 from mergeconf.plan.fit import Misfits, is_packed, quantized_files
+from mergeconf.plan.lint import CHECKS_OF_RESULT, lint
 from mergeconf.plan.models import Library, OpenModel
 from mergeconf.plan.output_files import output_files
 from mergeconf.plan.sources import Bound, Model, Source, checkpoints_of
@@ -40,7 +41,7 @@ def make_plan(recipe: Recipe, *, open_model: OpenModel = open_checkpoint) -> Pla
         CheckpointError: models are missing, damaged or not understood.
         PlanError: the models do not fit together, or the recipe does not fit them.
     """
-    return _make_plan(recipe, Library(open_model, _make_plan))
+    return lint(_make_plan(recipe, Library(open_model, _make_plan)), CHECKS_OF_RESULT)
 
 
 def _make_plan(recipe: Recipe, library: Library) -> Plan:
@@ -72,7 +73,7 @@ def _make_plan(recipe: Recipe, library: Library) -> Plan:
         raise PlanError(dict.fromkeys(errors))
     unused = left_out(recipe, models, stored, alignment, compiler.used, compiler.dropped)
     compiler.dropped.extend(unused)
-    return _assemble(recipe, alignment, tokenizer, compiler, problems)
+    return lint(_assemble(recipe, alignment, tokenizer, compiler, problems))
 
 
 def _assemble(

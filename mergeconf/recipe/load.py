@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mergeconf.codes import WARNINGS
 from mergeconf.errors import Problem, RecipeError, did_you_mean
 from mergeconf.methods import Method, all_methods
 from mergeconf.recipe.checks import check_models, check_parameters, uses_of
@@ -160,6 +161,12 @@ def _check(recipe: Recipe, methods: Mapping[str, Method], collector: Collector) 
     if of_base and not collector.given("base_model"):
         key = "tokenizer" if collector.given("tokenizer") else "tokenizer_source"
         collector.error((key,), "takes the base's tokenizer, but there is no 'base_model'")
+    for index, code in enumerate(data["silence"] if recipe.silenced else ()):
+        if isinstance(code, str) and code not in WARNINGS:
+            meant = did_you_mean(code, WARNINGS)
+            hint = meant if meant.startswith("did") else "mergeconf check --codes lists them"
+            message = f"there is no warning '{code}'"
+            collector.warn("unknown-code", ("silence", index), message, hint)
 
 
 class _Loader:
