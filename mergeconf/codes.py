@@ -35,6 +35,12 @@ WARNINGS: Mapping[str, str] = {
     "not-of-the-base": "a model is as far from the base as unrelated weights are",
     "outlier-model": "a model lies far further from the base than the others",
     "rounding-swallows": "most of the change to the base is lost when the output is rounded",
+    # tokenizers
+    "lost-token-id": "a config names a token that the output does not have",
+    "no-chat-template": "no model has a chat template",
+    "no-tokenizer": "a model without a tokenizer is taken to have the base's tokens",
+    "token-no-effect": "all models have a token, so what is said of it has no effect",
+    "tokens-without-row": "tokens beyond the rows of a model's embedding are left out",
     # models' files
     "adapter-option": "options of an adapter that are not known are passed over",
     "link-outside": "links that leave a model's folder are not copied",
@@ -43,6 +49,7 @@ WARNINGS: Mapping[str, str] = {
     "tied-adapter": "an adapter changes a tied head: the output gets a head of its own",
     "two-layouts": "a folder holds its weights twice; the single file is read",
     "unindexed-tensors": "tensors that the index does not name are not read",
+    "unread-entries": "a file of torch.save holds more than tensors",
     "unread-weights": "a folder holds several models; one of them is read",
     # depth and configuration
     "depth-not-in-config": "the config does not say how many layers the output has",

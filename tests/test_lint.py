@@ -22,8 +22,8 @@ from mergeconf.plan.lint import CHECKS, CHECKS_OF_RESULT
 from mergeconf.plan.lint_values import DENSITIES, kept, smallest_effect
 from mergeconf.recipe import load_recipe
 from support.command import ROOT, call
-from support.relatives import VOCAB, codes_of, plan_of, stranger, warnings_of, write_family
 from support.models import write_model
+from support.relatives import VOCAB, codes_of, plan_of, stranger, warnings_of, write_family
 
 REAL = ROOT / "recipes" / "models"
 
@@ -55,7 +55,7 @@ def codes_in(tree: ast.AST) -> set[str]:
             found.add(texts[texts.index("warning") + 1])
         elif keywords.get("severity") == "warning":
             found.add(keywords["code"])
-        elif name in ("warn", "_warning"):
+        elif "warn" in name:
             found.update(text for text in texts[:2] if re.fullmatch(r"[a-z]+(-[a-z]+)+", text))
     return found - {"", "code"}  # helpers that are given the code
 

@@ -18,8 +18,8 @@ from mergeconf.lint.sample import MOST_ELEMENTS, MOST_TENSORS, pieces_of, rounde
 from mergeconf.plan import make_plan
 from mergeconf.recipe import load_recipe
 from support.command import ROOT, call, environment
-from support.relatives import codes_of, plan_of, stranger, tuned, write_family
 from support.models import read_model, write_model
+from support.relatives import codes_of, plan_of, stranger, tuned, write_family
 
 REAL = ROOT / "recipes" / "models"
 TIES = "merge_method: ties\nbase_model: base\nmodels: [a, b]\n"
