@@ -15,9 +15,9 @@ class DType(Enum):
     float32 = ("F32", 4, "<f4", "float")
     float16 = ("F16", 2, "<u2", "float")
     bfloat16 = ("BF16", 2, "<u2", "float")
-    float8_e4m3fn = ("F8_E4M3", 1, "<u1", "packed")
-    float8_e5m2 = ("F8_E5M2", 1, "<u1", "packed")
-    float8_e8m0fnu = ("F8_E8M0", 1, "<u1", "packed")
+    float8_e4m3fn = ("F8_E4M3", 1, "<u1", "float8")
+    float8_e5m2 = ("F8_E5M2", 1, "<u1", "float8")
+    float8_e8m0fnu = ("F8_E8M0", 1, "<u1", "exponent")
     int64 = ("I64", 8, "<i8", "integer")
     int32 = ("I32", 4, "<i4", "integer")
     int16 = ("I16", 2, "<i2", "integer")
@@ -37,6 +37,8 @@ class DType(Enum):
         """numpy type string of an array that holds the stored bits (float16 as unsigned)."""
         self.is_float = kind == "float"
         """Whether methods can compute with it."""
+        self.is_float8 = kind == "float8"
+        """Whether it holds 8-bit floats, which stand for weights only together with a scale."""
         self.is_integer = kind == "integer"
         """Whether it holds whole numbers or truth values, which are copied, never merged."""
 

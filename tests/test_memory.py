@@ -178,6 +178,43 @@ def test_many_small_tensors_stay_within_the_plan_too(tmp_path):
     assert figures["held"] <= figures["planned"]
 
 
+def write_quantized(folder: Path, shapes: dict[str, tuple[int, int]], block: int) -> Path:
+    """Write a model in 8-bit floats, with a scale for every `block` elements of a row."""
+    folder.mkdir(parents=True)
+    header, end = {}, 0
+    for name, (rows, width) in shapes.items():
+        for key, code, item, shape in (
+            (name, "F8_E4M3", 1, (rows, width)),
+            (f"{name}_scale", "F32", 4, (rows, width // block)),
+        ):
+            size = item * math.prod(shape)
+            header[key] = {"dtype": code, "shape": shape, "data_offsets": [end, end + size]}
+            end += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for start in range(0, end, BLOCK):
+            file.write(b"\x38" * min(BLOCK, end - start))  # all of them small numbers
+    return folder
+
+
+@pytest.mark.parametrize("name", ["linear", "ties"])
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"embed.weight": (2_000, 8_000), "layers.0.w": (1_000, 4_000), "layers.1.w": (9_000, 32)},
+        {f"layers.{i}.experts.{j}.w": (4, 32) for i in range(20) for j in range(200)},
+    ],
+)
+def test_quantized_models_stay_within_the_plan_too(tmp_path, name, shapes):
+    for label in "xab":
+        write_quantized(tmp_path / label, shapes, 32)
+    figures = measure(recipe_for(tmp_path, name, 2), tmp_path / "o")
+    assert figures["parameters"] == sum(map(math.prod, shapes.values()))
+    assert figures["held"] <= figures["planned"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("budget", "most"), [(None, 300_000_000), (64 << 20, 64 << 20)])
 @pytest.mark.parametrize("name", ["linear", "ties", "parameter_selection", "slerp"])

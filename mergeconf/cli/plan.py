@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from mergeconf.plan import Plan
 
 NAME = "plan"
+_SHOWN = 20
+"""Tensors left out that are listed."""
 
 
 def command(
@@ -85,7 +87,9 @@ def _print(plan: Plan, figures: dict[str, Any]) -> None:
         )
     if plan.dropped:
         print("\nleft out")
-        print_table((item.name, item.reason) for item in plan.dropped[:20])
+        print_table((item.name, item.reason) for item in plan.dropped[:_SHOWN])
+        if len(plan.dropped) > _SHOWN:
+            print(f"  and {len(plan.dropped) - _SHOWN:,} more")
     print("\noutput")
     formats = Counter(tensor.dtype.name for tensor in plan.tensors)
     print_table(

@@ -105,6 +105,10 @@ def is_finite(stored: Array, dtype: DType) -> Array:
             finite: Array = (stored & 0x7F80) != 0x7F80
         case DType.float16:
             finite = (stored & 0x7C00) != 0x7C00
+        case DType.float8_e4m3fn:
+            finite = (stored & 0x7F) != 0x7F
+        case DType.float8_e5m2:
+            finite = (stored & 0x7C) != 0x7C
         case _:
             finite = np.isfinite(stored)
     return finite

@@ -13,6 +13,7 @@ import numpy as np
 
 from mergeconf.dtypes import DType
 from mergeconf.execution import kernels
+from mergeconf.execution.float8 import FromCodes
 from mergeconf.execution.tape import Operand, Ref, Tape, TapeBuilder
 from mergeconf.graph.nodes import (
     Agreed,
@@ -27,6 +28,7 @@ from mergeconf.graph.nodes import (
     LowRank,
     Node,
     Observe,
+    PerBlock,
     PerColumn,
     PerRow,
     Pick,
@@ -146,7 +148,7 @@ class _Lowering:
                 return self.builder.load(node.slot, node.dtype.numpy)
             case Random():
                 return self.builder.draw(node)
-            case LowRank() | PerRow() | PerColumn():
+            case LowRank() | PerRow() | PerColumn() | PerBlock():
                 return self.builder.expand(node)
             case Gather():
                 return self.builder.rows(node, node.dtype.numpy)
@@ -226,6 +228,8 @@ class _Lowering:
                 return self.builder.emit(kernels.widen, x.seen_as("<f2"), out="<f4")
             case DType.float64:
                 return self.builder.emit(kernels.narrow, x, out="<f4")
+            case DType.float8_e4m3fn | DType.float8_e5m2:
+                return self.builder.emit(FromCodes(dtype), x, out="<f4")
             case _:
                 raise AssertionError(f"methods do not compute with {dtype}")
 

@@ -1,4 +1,4 @@
-"""Values made from inputs that are kept whole: products of small matrices, one number a row.
+"""Values made from inputs that are kept whole: products of small matrices, a number a row or block.
 
 Why no BLAS: its sums depend on the processor and on the shape of the piece. A product of rank r is
 r updates by a column and a row instead, each a multiplication and an addition of float32 arrays
@@ -16,9 +16,10 @@ import numpy as np
 from mergeconf.checkpoint import ReadFiles, StoredTensor
 from mergeconf.dtypes import DType
 from mergeconf.errors import ExecutionError, Problem
+from mergeconf.execution.float8 import FromCodes
 from mergeconf.execution.kernels import Array
 from mergeconf.execution.row_tiles import fill_columns
-from mergeconf.graph.nodes import Expanded, LowRank, PerColumn, PerRow
+from mergeconf.graph.nodes import Expanded, LowRank, PerBlock, PerColumn, PerRow
 from mergeconf.graph.rows import ABSENT, Rows
 
 PIECE = 1 << 15
@@ -26,6 +27,8 @@ PIECE = 1 << 15
 _UNBUFFERED = 256
 """Size of numpy's buffers: with its own, 8,192, it copies what is spread over rows of less than
 4,096 elements, which takes twice the time (0.52 ns)."""
+_LINES = 1 << 11
+"""Values of blocks, about, that are looked up at a time."""
 
 
 class Whole:
@@ -48,6 +51,8 @@ class Whole:
                 fill_rows(first, node.width, start, out)
             case PerColumn():
                 fill_columns(first, start, out)
+            case PerBlock():
+                fill_blocks(first, node, start, out)
 
 
 def whole_bytes(nodes: Sequence[Expanded], inputs: Sequence[StoredTensor]) -> int:
@@ -70,6 +75,9 @@ def _slots(node: Expanded) -> tuple[int, ...]:
 def _load(node: Expanded, inputs: Sequence[StoredTensor], reads: ReadFiles) -> tuple[Array, ...]:
     if isinstance(node, PerColumn):
         return (_read(inputs[node.x.slot], reads),)
+    if isinstance(node, PerBlock):
+        values = _read(inputs[node.x.slot], reads, exponents=node.exponents, scales=True)
+        return (values.reshape(-1, max(1, _across(node))),)
     if isinstance(node, PerRow):
         return (_taken(_read(inputs[node.x.slot], reads), node.rows),)
     left, right = (_read(inputs[slot], reads) for slot in _slots(node))
@@ -88,13 +96,25 @@ def _taken(values: Array, rows: Rows | None) -> Array:
     return taken
 
 
-def _read(stored: StoredTensor, reads: ReadFiles) -> Array:
-    """Return all of a stored tensor, flat, as float32."""
+def _read(
+    stored: StoredTensor, reads: ReadFiles, *, exponents: bool = False, scales: bool = False
+) -> Array:
+    """Return all of a stored tensor, flat, as float32.
+
+    Args:
+        stored: The tensor.
+        reads: Reads it.
+        exponents: Whether it holds exponents of 2.
+        scales: Whether it belongs to quantized weights; else to an adapter.
+    """
     raw = np.empty(stored.numel, stored.dtype.numpy)
     reads.read_into(stored, 0, raw.view(np.uint8).data)
-    match stored.dtype:
+    match DType.float8_e8m0fnu if exponents else stored.dtype:
+        case DType.float8_e8m0fnu:
+            values: Array = np.empty(len(raw), np.float32)
+            FromCodes(DType.float8_e8m0fnu)(raw, values)
         case DType.float32:
-            values: Array = raw
+            values = raw
         case DType.bfloat16:
             bits = raw.astype("<u4")
             np.left_shift(bits, 16, out=bits)
@@ -106,7 +126,8 @@ def _read(stored: StoredTensor, reads: ReadFiles) -> Array:
     if not np.isfinite(values).all():
         raise ExecutionError(
             Problem("holds NaN or infinity", where=f"{stored.file}: {stored.name}",
-                    hint="the adapter is broken: its training has diverged")
+                    hint="the model is broken: download it again, or quantize it again" if scales
+                    else "the adapter is broken: its training has diverged")
         )  # fmt: skip
     return values
 
@@ -179,3 +200,48 @@ def fill_rows(values: Array, width: int, start: int, out: Array) -> None:
     middle[...] = values[first + 1 : first + 1 + rows, None]
     if head + rows * width < len(out):
         out[head + rows * width :] = values[first + 1 + rows]
+
+
+def fill_blocks(values: Array, node: PerBlock, start: int, out: Array) -> None:
+    """Fill `out` with the value of each element's block, from element `start` on.
+
+    Args:
+        values: A line for each row of blocks, of as many values as there are blocks side by side.
+        node: What is a block.
+        start: First element that is wanted; it may lie inside a row.
+        out: Takes as many elements as it has; they may end inside a row.
+    """
+    width, columns = node.width, node.block[1]
+    most = max(1, _LINES // values.shape[1], PIECE // max(width, 16))
+    whole = width // columns * columns
+    done, size = 0, len(out)
+    while done < size:
+        row, column = divmod(start + done, width)
+        if column or size - done < width:  # part of a row
+            end = min(width, column + size - done)
+            line = values[_lines_of(node, row, 1)[0]]
+            fill_rows(line, columns, column, out[done : done + end - column])
+            done += end - column
+            continue
+        rows = min(most, (size - done) // width)
+        lines = values[_lines_of(node, row, rows)]
+        block = out[done : done + rows * width].reshape(rows, width)
+        inner = block[:, :whole].reshape(rows, -1, columns)  # a view: only an axis is split
+        inner[...] = lines[:, : whole // columns, None]
+        block[:, whole:] = lines[:, -1:]
+        done += rows * width
+
+
+def _across(node: PerBlock) -> int:
+    """Return the number of blocks side by side."""
+    return -(-node.width // node.block[1])
+
+
+def _lines_of(node: PerBlock, first: int, count: int) -> Array:
+    """Return the row of blocks in which each of some rows lies."""
+    rows: Array = np.arange(first, first + count)
+    if node.rows is not None:
+        rows = np.maximum(node.rows.numbers[first : first + count], 0)
+    matrix, row = np.divmod(rows, node.height)
+    lines: Array = matrix * -(-node.height // node.block[0]) + row // node.block[0]
+    return lines

@@ -18,6 +18,7 @@ from mergeconf.graph.nodes import (
     LowRank,
     Node,
     Observe,
+    PerBlock,
     PerRow,
     Random,
     RankShare,
@@ -58,7 +59,7 @@ def gathered(root: Node, rows: Rows, width: int) -> Node:
                 return node
             case RankShare() | RowCombine() | RowDivergence() if node.row == width:
                 return node
-            case LowRank() | PerRow() if node.width == width:
+            case LowRank() | PerRow() | PerBlock() if node.width == width:
                 return _by_row(node, rows if node.rows is None else node.rows.of(rows))
             case Random():
                 raise CannotGather("is drawn at random, element by element")
@@ -73,9 +74,9 @@ def gathered(root: Node, rows: Rows, width: int) -> Node:
     return Choose(RowMask(rows, width), found, absent, stored_dtype(found))
 
 
-def _by_row(node: LowRank | PerRow, rows: Rows) -> Node:
+def _by_row(node: LowRank | PerRow | PerBlock, rows: Rows) -> Node:
     """Return rows of what is made from inputs that are kept whole: these stay as they are."""
-    if isinstance(node, PerRow):
+    if isinstance(node, (PerRow, PerBlock)):
         return replace(node, x=_whole(node.x), rows=rows)
     return replace(node, left=_whole(node.left), right=_whole(node.right), rows=rows)
 

@@ -204,6 +204,33 @@ class PerColumn:
 
 
 @dataclass(frozen=True, slots=True)
+class PerBlock:
+    """One value for each block of rows and columns, at every element of the block.
+
+    The tensor is a stack of matrices, in each of which the blocks begin anew; the last blocks of a
+    matrix may be cut off by its edges.
+    """
+
+    x: Input
+    """One element a block, row by row; kept whole."""
+    width: int
+    """Elements of a row."""
+    height: int
+    """Rows of a matrix."""
+    block: tuple[int, int]
+    """Rows and columns of a block."""
+    exponents: bool = False
+    """Whether the input holds exponents: the value is 2 to the power of (bits − 127)."""
+    rows: Rows | None = None
+    """Row of the stack for each row, where they are taken in another order."""
+
+    @property
+    def kind(self) -> Kind:
+        """A value to compute with."""
+        return "f32"
+
+
+@dataclass(frozen=True, slots=True)
 class Gather:
     """Rows of a stored tensor, in another order, some of them left out or missing."""
 
@@ -363,7 +390,7 @@ Reduction = Reduce | KthLargest | ColumnMean
 """Nodes that take a sweep over the whole tensor."""
 RowLocal = RankShare | RowCombine | RowDivergence
 """Nodes whose value at a position depends on the whole row."""
-Expanded = LowRank | PerRow | PerColumn
+Expanded = LowRank | PerRow | PerColumn | PerBlock
 """Nodes made from inputs that are smaller than the tensor, and kept whole while it is computed."""
 OfRows = Gather | RowMask | ColumnMean
 """Nodes over a tensor whose rows are taken from others."""
@@ -398,7 +425,9 @@ def children(node: AnyNode) -> Iterator[AnyNode]:
             yield from (mask for _, mask in node.counts)
         case LowRank():
             yield from (node.left, node.right)
-        case KthLargest() | RankShare() | PerRow() | PerColumn() | Gather() | ColumnMean():
+        case KthLargest() | RankShare() | PerRow() | PerColumn() | PerBlock():
+            yield node.x
+        case Gather() | ColumnMean():
             yield node.x
         case RowDivergence():
             yield from (node.x, node.y)

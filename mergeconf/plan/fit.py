@@ -2,44 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from mergeconf.checkpoint import StoredTensor
 from mergeconf.errors import Location, Problem, listed
 from mergeconf.layers import stacks_of
 from mergeconf.plan.alignment import EMBEDDINGS, TIED_TO_EMBEDDING, Alignment
-from mergeconf.plan.sources import Model, Source
+from mergeconf.plan.sources import Source
 from mergeconf.recipe import Recipe
 
 _SHOWN = 3
 """Tensors named in one message."""
-
-
-_PACKED = (".qweight", ".qzeros", ".weight_packed", "_blocks")
-"""Ends of names of integers that hold packed weights."""
-
-
-def quantized_files(models: Iterable[Model]) -> frozenset[Path]:
-    """Return the weight files of models whose config says that they are quantized."""
-    return frozenset(
-        file.path
-        for model in models
-        for checkpoint in model.checkpoints
-        if checkpoint.config is not None and checkpoint.config.get("quantization_config")
-        for file in checkpoint.files
-    )
-
-
-def is_packed(stored: Source, quantized: frozenset[Path]) -> bool:
-    """Tell whether whole numbers stand for quantized weights: comparing them would say nothing."""
-    if not isinstance(stored, StoredTensor):
-        return False
-    return stored.dtype.is_integer and (
-        stored.name.endswith(_PACKED)
-        or (stored.file in quantized and stored.name.endswith(("weight", "_proj", "_scales")))
-    )
 
 
 @dataclass(slots=True)
@@ -165,8 +138,11 @@ def _format_problem(
 ) -> Problem:
     kinds = dict.fromkeys(kind for _, kind in formats)
     said = ", ".join(f"{label} {kind}" for label, kind in formats)
-    if any(kind.startswith("float8") for kind in kinds) or len(kinds) == 1:
-        hint = "quantized weights cannot be merged: convert the model to bfloat16 first"
+    if any(kind.startswith("float8") for kind in kinds):
+        hint = (
+            "8-bit floats without their scale cannot be told from quantized weights: convert the "
+            "model to bfloat16 first, or copy them by a rule (take: ...)"
+        )
     else:
         hint = "whole numbers and floating point numbers cannot be merged with each other"
     return Problem(

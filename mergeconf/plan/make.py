@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from mergeconf.checkpoint import open_checkpoint
 from mergeconf.dtypes import DType
@@ -18,11 +17,11 @@ from mergeconf.plan.alignment import Alignment, align
 from mergeconf.plan.assembly import assemble, left_out
 from mergeconf.plan.data import Dropped, Plan, TensorPlan
 from mergeconf.plan.depth import deepen
-from mergeconf.plan.fit import Misfits, is_packed, quantized_files
+from mergeconf.plan.fit import Misfits
 from mergeconf.plan.lint import CHECKS_OF_RESULT, lint
 from mergeconf.plan.models import Library, OpenModel
 from mergeconf.plan.output_files import output_files
-from mergeconf.plan.sources import Bound, Model, Source, checkpoints_of
+from mergeconf.plan.sources import Bound, Model, Source, checkpoints_of, written_dtype
 from mergeconf.plan.vocabularies import OutputTokenizer, over_output_tokens
 from mergeconf.recipe import Decider, Decision, ModelRef, Recipe, check_names
 from mergeconf.storage.layout import OutputTensor, plan_layout
@@ -55,7 +54,7 @@ def _make_plan(recipe: Recipe, library: Library) -> Plan:
         raise PlanError(dict.fromkeys(errors))
     decider = Decider(recipe)
     problems.extend(check_names(recipe, alignment.places, alignment.scopes))
-    compiler = _Compiler(recipe, models, alignment, quantized=quantized_files(models.values()))
+    compiler = _Compiler(recipe, models, alignment)
     for name in alignment.names:
         try:
             scope = alignment.scopes.get(name, 0)
@@ -111,7 +110,7 @@ def _assemble(
         checkpoints=checkpoints_of(alignment.models),
         donor=donor,
         tensors=tuple(compiler.tensors[name] for name in layout.tensors),
-        dropped=(*alignment.tied_copies, *compiler.dropped),
+        dropped=(*alignment.tied_copies, *compiler.dropped, *_set_aside(alignment.models)),
         layout=layout,
         sidecars=files,
         config=config,
@@ -119,6 +118,17 @@ def _assemble(
         rule_counts=tuple(rules[rule.index] for rule in recipe.rules),
         tokenizer_bytes=0 if tokenizer is None else tokenizer.peak_bytes,
     )
+
+
+def _set_aside(models: Sequence[Model]) -> Iterator[Dropped]:
+    """Yield what the models have stored beside their tensors."""
+    labels: dict[tuple[str, str], list[str]] = {}
+    for model in models:
+        for name, reason in model.aside.items():
+            labels.setdefault((name, reason), []).append(model.label)
+    shared: dict[tuple[str, ...], tuple[str, ...]] = {}  # there may be as many as weights
+    for (name, reason), having in labels.items():
+        yield Dropped(name, shared.setdefault(tuple(having), tuple(having)), reason)
 
 
 @dataclass(slots=True)
@@ -134,8 +144,6 @@ class _Compiler:
     dropped: list[Dropped] = field(default_factory=list)
     dropped_by_rule: Counter[int | None] = field(default_factory=Counter)
     misfits: Misfits = field(default_factory=Misfits)
-    quantized: frozenset[Path] = frozenset()
-    """Weight files of models that are quantized."""
     _problems: dict[Problem, None] = field(default_factory=dict)
     _traced: dict[object, Node | None] = field(default_factory=dict)
     _methods: Mapping[str, Method] = field(default_factory=all_methods)
@@ -172,9 +180,6 @@ class _Compiler:
         if len(shapes) > 1:
             self.misfits.shapes(name, labels, given)
             return
-        if decision.take is None and any(is_packed(tensor, self.quantized) for tensor in given):
-            self.misfits.format(name, labels, given)
-            return
         plan = self._plan(name, decision, labels, given)
         if plan is not None:
             self.tensors[name] = plan
@@ -195,7 +200,9 @@ class _Compiler:
     ) -> TensorPlan | None:
         first = given[0]
         dtypes = tuple(tensor.dtype for tensor in given)
-        out_dtype = (self.out_dtype or first.dtype) if first.dtype.is_float else first.dtype
+        out_dtype = written_dtype(first)
+        if first.dtype.is_float and self.out_dtype is not None:
+            out_dtype = self.out_dtype
         if not all(dtype.is_float for dtype in dtypes) and (
             len(set(dtypes)) > 1 or not (first.dtype.is_integer or decision.take)
         ):

@@ -11,6 +11,7 @@ from mergeconf.errors import CheckpointError, PlanError, Problem
 from mergeconf.graph.nodes import Node, Random, walk
 from mergeconf.plan.adapted import adapt
 from mergeconf.plan.data import Plan, TensorPlan
+from mergeconf.plan.dequantized import model_of
 from mergeconf.plan.output_files import RECIPE_NAME
 from mergeconf.plan.sources import Derived, Model, Origin
 from mergeconf.recipe import ModelRef, Recipe
@@ -26,7 +27,7 @@ class Library:
     ) -> None:
         self._open_model = open_model
         self._plan_merge = plan_merge
-        self._checkpoints: dict[Path, Checkpoint] = {}
+        self._stored: dict[Path, Model] = {}
         self._merges: dict[int, Model] = {}
         self._adapters: dict[Path, Adapter] = {}
         self._adapted: dict[tuple[Path, str], Model] = {}
@@ -60,19 +61,19 @@ class Library:
             return self._merge(reference, reference.merge)
         if reference.adapted is not None:
             return self._with_adapter(reference, *reference.adapted, folder)
-        return Model.stored(self._checkpoint(reference, folder))
+        return self._stored_model(reference, folder)
 
-    def _checkpoint(self, reference: ModelRef, folder: Path) -> Checkpoint:
+    def _stored_model(self, reference: ModelRef, folder: Path) -> Model:
         _refuse_hub(reference, folder)
         path = reference.local_path(folder)
-        if path not in self._checkpoints:
+        if path not in self._stored:
             try:
-                self._checkpoints[path] = self._open_model(path, reference.text)
+                self._stored[path] = model_of(self._open_model(path, reference.text))
             except CheckpointError as error:
                 raise CheckpointError(
                     [_located(problem, reference) for problem in error.problems]
                 ) from None
-        return self._checkpoints[path]
+        return self._stored[path]
 
     def _adapter(self, reference: ModelRef, folder: Path) -> Adapter:
         _refuse_hub(reference, folder)

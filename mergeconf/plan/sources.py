@@ -41,14 +41,22 @@ class Derived:
     """The model that each slot is read from."""
     origins: tuple[Origin, ...] = ()
     """What its random draws follow, by `Random.scope`, from 0; empty where it draws none."""
+    written_as: DType | None = None
+    """Format of the output where the recipe names none, if it is not `dtype`."""
 
     @property
     def nbytes(self) -> int:
         """Length in bytes, were it stored."""
-        return prod(self.shape) * self.dtype.itemsize
+        return prod(self.shape) * written_dtype(self).itemsize
 
 
 Source = StoredTensor | Derived
+
+
+def written_dtype(source: Source) -> DType:
+    """Return the format that a tensor is written in where the recipe names none."""
+    own = source.written_as if isinstance(source, Derived) else None
+    return own or source.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,8 @@ class Model:
     """What was found and does not stand in the way."""
     made_by: str = ""
     """How it is made, in words, where it is not simply stored."""
+    aside: Mapping[str, str] = field(default_factory=dict)
+    """What else is stored and is no tensor of the model's own, by name: what it is there for."""
 
     @property
     def file_stem(self) -> str:
