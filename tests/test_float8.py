@@ -425,11 +425,16 @@ def test_plan_and_explain_say_how_weights_are_read(family):
     merged(family, {**RECIPES["linear"], "out_dtype": "bfloat16"}, "said")
     planned = call("plan", family / "said.yaml")
     assert "8 weights read through their scales" in planned.out
-    assert f"scale of {Q0}" in planned.out
+    assert "left out" not in planned.out, "scales are used"
     explained = call("explain", family / "said.yaml", Q0)
     assert f"{Q0}_scale_inv" in explained.out
     assert "float8_e4m3fn" in explained.out
     assert "perblock" in explained.out
+    dropping = {**RECIPES["linear"], "rules": [{"match": Q0, "drop": True}]}
+    merged(family, dropping, "dropping")
+    planned = call("plan", family / "dropping.yaml")
+    assert f"{Q0}_scale_inv  scale of {Q0}\n" in planned.out, "this one is not"
+    assert planned.out.count("scale of") == 1
     left = call("explain", family / "said.yaml", f"{Q0}_scale_inv")
     assert f"left out of the output: scale of {Q0}" in left.out
 

@@ -85,11 +85,11 @@ def _print(plan: Plan, figures: dict[str, Any]) -> None:
             (f"rules.{rule.index}", str(rule.matcher), _action(rule), f"{count:,} tensors")
             for rule, count in zip(recipe.rules, plan.rule_counts, strict=True)
         )
-    if plan.dropped:
+    if left_out := plan.left_out:
         print("\nleft out")
-        print_table((item.name, item.reason) for item in plan.dropped[:_SHOWN])
-        if len(plan.dropped) > _SHOWN:
-            print(f"  and {len(plan.dropped) - _SHOWN:,} more")
+        print_table((item.name, item.reason) for item in left_out[:_SHOWN])
+        if len(left_out) > _SHOWN:
+            print(f"  and {len(left_out) - _SHOWN:,} more")
     print("\noutput")
     formats = Counter(tensor.dtype.name for tensor in plan.tensors)
     print_table(

@@ -110,7 +110,7 @@ def _print(plan: Plan, report: RunReport, target: Path) -> None:
         rows.append((f"rules.{rule.index}", f"{rule.matcher}: {count:,} tensors"))
     rows.append(
         ("tensors", f"{len(plan.tensors):,} tensors, {format_count(plan.parameters)} parameters"
-         + (f", {len(plan.dropped)} left out" if plan.dropped else ""))
+         + (f", {len(plan.left_out)} left out" if plan.left_out else ""))
     )  # fmt: skip
     rows.extend(_selection_rows(report))
     rows.extend(_rounding_rows(plan, report))

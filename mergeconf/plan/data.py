@@ -90,6 +90,20 @@ class Plan:
         return sum(tensor.numel for tensor in self.tensors)
 
     @property
+    def left_out(self) -> tuple[Dropped, ...]:
+        """What is dropped, without the scales through which others are read."""
+        read = {
+            (label, stored.name)
+            for tensor in self.tensors
+            for label, stored in zip(tensor.labels, tensor.inputs, strict=True)
+        }
+        return tuple(
+            item
+            for item in self.dropped
+            if not all((label, item.name) in read for label in item.models)
+        )
+
+    @property
     def input_bytes(self) -> int:
         """Bytes of the stored tensors that are needed, each counted once a tensor it helps make."""
         return sum(stored.nbytes for tensor in self.tensors for stored in tensor.inputs)
