@@ -43,6 +43,8 @@ WARNINGS: Mapping[str, str] = {
     "tokens-without-row": "tokens beyond the rows of a model's embedding are left out",
     # models' files
     "adapter-option": "options of an adapter that are not known are passed over",
+    "dequantized-weights": "8-bit floats are read through scales; the output is not quantized",
+    "dropped-scales": "tensors that only a quantized model needs are left out",
     "link-outside": "links that leave a model's folder are not copied",
     "module-weights": "weights of further modules are copied, not merged",
     "stale-shards": "weight files that the index does not name are not read",

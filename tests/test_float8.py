@@ -371,10 +371,10 @@ def test_the_config_says_nothing_of_a_quantization(tmp_path, key, part):
     rest = {"num_hidden_layers": 2}
     assert said == config | ({part: rest} if part else rest)
     plan = make_plan(load_recipe(tmp_path / "out.yaml"))
-    assert [problem.code for problem in plan.warnings] == ["dequantized"]
+    assert [problem.code for problem in plan.warnings] == ["dequantized-weights"]
     assert "8 weights in 8-bit floats" in plan.warnings[0].message
     assert "not quantized" in plan.warnings[0].message
-    recipe["silence"] = ["dequantized"]
+    recipe["silence"] = ["dequantized-weights"]
     merged(tmp_path, recipe)
     assert not make_plan(load_recipe(tmp_path / "out.yaml")).warnings
 
@@ -397,7 +397,7 @@ def test_scales_are_used_and_scales_of_activations_are_left_out(tmp_path):
     assert dropped[f"{Q0}_scale"] == f"scale of {Q0}"
     assert "activations" in dropped[Q0.replace("weight", "input_scale")]
     assert "cache" in dropped["model.layers.1.self_attn.k_scale"]
-    assert [problem.code for problem in plan.warnings] == ["dequantized", "dropped-scales"]
+    assert [problem.code for problem in plan.warnings] == ["dequantized-weights", "dropped-scales"]
     assert "5 tensors" in plan.warnings[1].message
 
 

@@ -114,7 +114,7 @@ def _warnings(checkpoint: Checkpoint, quantization: Quantization) -> Iterable[Pr
             f"has {_count(weights, 'weight')} in 8-bit floats, read through their scales as float32"
         )
     yield _warning(
-        "dequantized",
+        "dequantized-weights",
         checkpoint,
         f"{message}; the output is not quantized",
         "quantize the output where it has to be as small",

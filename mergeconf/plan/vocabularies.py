@@ -33,7 +33,7 @@ from mergeconf.plan.read_vocabularies import (
     other_tables,
     read_known,
 )
-from mergeconf.plan.sources import Bound, Derived, Model, Source
+from mergeconf.plan.sources import Bound, Derived, Model, Source, written_dtype
 from mergeconf.recipe import Recipe, TokenEntry, TokenizerChoice
 from mergeconf.recipe.model import KeyPath
 
@@ -316,6 +316,7 @@ class _Builder:
             expression,
             tuple(bound.inputs[slot] for slot in slots),
             tuple(bound.labels[slot] for slot in slots),
+            written_as=written_dtype(source),
         )
 
 
