@@ -147,6 +147,18 @@ def test_imports_are_absolute_and_no_module_is_called_utils():
     assert not [name for name in TREES if Path(name).stem in ("utils", "helpers", "common", "misc")]
 
 
+def test_nothing_is_left_to_blas():
+    """Its sums depend on the processor; its threads are not those that were asked for."""
+    names = {"dot", "vdot", "matmul", "inner", "tensordot", "einsum", "linalg"}
+    trees = {name: tree for name, tree in TREES.items() if name.split("/")[1] == "execution"}
+    assert len(trees) > 10
+    for name, tree in trees.items():
+        for node in ast.walk(tree):
+            assert not isinstance(getattr(node, "op", None), ast.MatMult), name
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert not (node.value.id == "np" and node.attr in names), (name, node.attr)
+
+
 def test_torch_is_imported_only_inside_functions():
     found = [
         f"{name}:{node.lineno}"

@@ -20,6 +20,8 @@ from mergeconf.plan import TensorPlan
 
 EVERY = 16
 """One of so many blocks is measured."""
+_PIECE = 1 << 13
+"""Elements that are looked at a time: what they take in memory is used again and again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,21 +96,35 @@ def measure(exact: Array, rounded: Array, dtype: DType, base: Array | None) -> R
         dtype: The format of `rounded`.
         base: The base's values as float32, or None.
     """
+    found = Rounding()
+    for begin in range(0, len(exact), _PIECE):
+        part = slice(begin, begin + _PIECE)
+        known = None if base is None else base[part]
+        found += _measure_piece(exact[part], as_float32(rounded[part], dtype), known)
+    return found
+
+
+def _measure_piece(exact: Array, rounded: Array, base: Array | None) -> Rounding:
     wide = exact.astype(np.float64)
-    error = as_float32(rounded, dtype).astype(np.float64) - wide
-    squares = float(np.dot(error, error))
-    found = Rounding(len(exact), squares, float(np.dot(wide, wide)))
+    error = rounded.astype(np.float64) - wide
+    squares = _sum_of_squares(error)
+    found = Rounding(len(exact), squares, _sum_of_squares(wide))
     if base is None:
         return found
     update = wide - base
     changed = update != 0
-    lost = changed & (as_float32(rounded, dtype) == base)
+    lost = changed & (rounded == base)
     return found + Rounding(
         updates=int(np.count_nonzero(changed)),
         lost=int(np.count_nonzero(lost)),
-        update_size=float(np.dot(update, update)),
+        update_size=_sum_of_squares(update),
         update_error=squares,
     )
+
+
+def _sum_of_squares(values: Array) -> float:
+    # not by `np.dot`: BLAS starts threads of its own, which wait for each other by spinning
+    return float(np.add.reduce(values * values))
 
 
 def as_float32(stored: Array, dtype: DType) -> Array:
