@@ -102,10 +102,10 @@ def middle(tmp_path_factory) -> Path:
     return make_models(tmp_path_factory.mktemp("middle"), MIDDLE)
 
 
-def recipe_for(folder: Path, name: str, models: int) -> Path:
+def recipe_for(folder: Path, name: str, models: int, **values: object) -> Path:
     method = all_methods()[name]
     wanted = {"density": 0.3, "t": 0.3, "gamma": 0.05, "resample": "all"}
-    parameters = {key: value for key, value in wanted.items() if key in method.parameters}
+    parameters = {key: value for key, value in wanted.items() if key in method.parameters} | values
     recipe = {"merge_method": name, "models": list("abcd")[:models], "parameters": parameters}
     if method.base != "unused":
         recipe["base_model"] = "x"
@@ -149,6 +149,15 @@ def test_a_run_holds_no_more_than_its_plan_says(large, tmp_path, name, threads):
 def test_every_method_holds_no_more_than_its_plan_says(middle, tmp_path, name):
     figures = measure(recipe_for(middle, name, most_models(name)), tmp_path / "o", threads=4)
     assert figures["held"] <= figures["planned"]
+
+
+@pytest.mark.parametrize(("rows", "width"), [(40_000, 150), (12, 200_000)])
+def test_what_columns_hold_is_planned_and_grows_with_the_width(tmp_path, rows, width):
+    for name, block in zip("xab", blocks(3), strict=True):
+        write_file(tmp_path / name, {"w": (rows, width)}, block)
+    choice = {"nuslerp_flatten": False, "nuslerp_row_wise": True}
+    figures = measure(recipe_for(tmp_path, "nuslerp", 2, **choice), tmp_path / "o")
+    assert figures["held"] <= figures["planned"] <= 36_000_000 + 140 * width
 
 
 @pytest.mark.parametrize("name", ["linear", "ties", "parameter_selection", "slerp"])

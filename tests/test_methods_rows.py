@@ -277,16 +277,6 @@ def test_many_rows_give_the_bits_of_each_row(size: int, mean_angle: bool) -> Non
     assert np.array_equal(np.array(one, dtype=float).view(np.int64), got.view(np.int64))
 
 
-def test_nuslerp_along_dimension_0_is_refused() -> None:
-    parameters = {"nuslerp_flatten": False, "nuslerp_row_wise": True}
-    one, two = torch.ones(3, 2), torch.arange(6.0).reshape(3, 2)
-    method = all_methods()["nuslerp"]
-    with pytest.raises(ValueError, match="not supported yet"):
-        evaluate(method, None, [one, two], parameters)
-    flat = evaluate(method, None, [one[:, 0], two[:, 0]], parameters)
-    assert torch.equal(flat, evaluate(method, None, [one[:, 0], two[:, 0]], {}))
-
-
 def test_only_row_local_methods_ask_for_whole_rows() -> None:
     base, *models = inputs((7, 3), FORMATS[0], "fine-tuned")
     for name, parameters in PARAMETERS.items():

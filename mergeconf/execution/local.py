@@ -261,7 +261,7 @@ class _Worker(threading.Thread):
         elif isinstance(node, RowMask):
             fill_row_mask(node, self._start, view)
         else:
-            fill_columns(self._run.columns[id(node)], self._start, view)
+            fill_columns(self._run.columns_of(node), self._start, view)
 
     def recall(self, node: Keepable, view: Array) -> None:
         """Fill a tile with what an earlier sweep has kept."""

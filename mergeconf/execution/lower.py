@@ -19,6 +19,8 @@ from mergeconf.graph.nodes import (
     Agreed,
     Cast,
     Choose,
+    ColumnDot,
+    ColumnItem,
     ColumnMean,
     Elementwise,
     Gather,
@@ -130,11 +132,14 @@ class _Lowering:
             case Reduce(op="sum"):
                 self.builder.hand_over("reduce", self._double(node.args[0]), index)
             case Reduce(op="dot"):
-                x, y = (self._double(arg) for arg in node.args)
-                product = self.builder.emit(np.multiply, x, y, out="<f8")
-                self.builder.hand_over("reduce", product, index)
+                self.builder.hand_over("reduce", self._product(*node.args), index)
+            case ColumnDot():
+                self.builder.hand_over("reduce", self._product(node.x, node.y), index)
             case _:
                 raise AssertionError(node)
+
+    def _product(self, x: Node, y: Node) -> Ref:
+        return self.builder.emit(np.multiply, self._double(x), self._double(y), out="<f8")
 
     def _double(self, node: Node) -> Ref:
         key = ("double", id(node))
@@ -154,7 +159,7 @@ class _Lowering:
                 return self.builder.rows(node, node.dtype.numpy)
             case RowMask():
                 return self.builder.rows(node, "|b1")
-            case ColumnMean():
+            case ColumnMean() | ColumnItem():
                 return self.builder.rows(node, "<f4")
             case Cast():
                 return self._cast(node)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mergeconf.errors import MemoryBudgetError, Problem
+from mergeconf.execution.column_dots import BYTES_PER_COLUMN
 from mergeconf.execution.kept import Keepable, choose_kept
 from mergeconf.execution.kernels import ROW_PIECE
 from mergeconf.execution.local import CHUNK_TILES, DEFAULT_TILE, Settings
@@ -18,7 +19,16 @@ from mergeconf.execution.products import PIECE, whole_bytes
 from mergeconf.execution.program import Program, compile_expression
 from mergeconf.execution.reducers import MOST_KEPT
 from mergeconf.graph.geometry import BLOCK, Geometry
-from mergeconf.graph.nodes import ColumnMean, Gather, KthLargest, RowMask, walk
+from mergeconf.graph.nodes import (
+    ColumnDot,
+    ColumnItem,
+    ColumnMean,
+    Gather,
+    KthLargest,
+    Reduce,
+    RowMask,
+    walk,
+)
 from mergeconf.plan import Plan, TensorPlan
 from mergeconf.plan.sources import Derived
 from mergeconf.units import format_size
@@ -124,10 +134,20 @@ def _reduction_bytes(program: Program, tensor: TensorPlan) -> int:
                 state += kept * 4 * 3 + (1 << 16) * 8 * 3
             elif isinstance(node, ColumnMean):
                 state += node.width * 64
-            else:
+            elif isinstance(node, Reduce):
                 state += Geometry.of(tensor.shape).blocks * 8 * 3
         most = max(most, state)
-    return most
+    return most + _column_bytes(program)
+
+
+def _column_bytes(program: Program) -> int:
+    """Return what dot products of columns take, and the coefficients that come from them."""
+    dots = [node for level in program.levels for node in level if isinstance(node, ColumnDot)]
+    parts = [step.what for step in program.final.instructions]
+    items = [node for node in parts if isinstance(node, ColumnItem)]
+    return sum(BYTES_PER_COLUMN * node.width for node in dots) + sum(
+        4 * node.of.width for node in items
+    )
 
 
 def fit_settings(

@@ -16,6 +16,8 @@ from mergeconf.execution.lower import lower_output, lower_reductions
 from mergeconf.execution.tape import Tape
 from mergeconf.graph.nodes import (
     AnyNode,
+    ColumnDot,
+    ColumnItem,
     ColumnMean,
     Compute,
     Expanded,
@@ -36,7 +38,7 @@ from mergeconf.graph.rewrite import interned
 
 Ids = frozenset[int]
 _NONE: Ids = frozenset()
-_SWEPT = (Reduce, KthLargest, ColumnMean)
+_SWEPT = (Reduce, KthLargest, ColumnMean, ColumnDot)
 """What takes a sweep over the whole tensor: `Reduction`."""
 
 
@@ -150,7 +152,7 @@ def _swept(ends: Sequence[AnyNode]) -> Iterator[AnyNode]:
         stack.extend(children(end) if isinstance(end, _SWEPT) else [end])
     while stack:
         node = stack.pop()
-        if id(node) not in seen and not isinstance(node, (*_SWEPT, Item, Compute)):
+        if id(node) not in seen and not isinstance(node, (*_SWEPT, Item, Compute, ColumnItem)):
             seen.add(id(node))
             yield node
             stack.extend(children(node))

@@ -21,7 +21,7 @@ Read = Callable[[StoredTensor, int, memoryview], None]
 _COARSE, _FINE = 20, 60
 """Column sums are held in multiples of 2^-20, and what is left over in multiples of 2^-60."""
 _LARGEST = float(1 << 20)
-_PIECE = 1 << 13
+PIECE = 1 << 13
 """Elements that are added at a time."""
 
 
@@ -69,6 +69,22 @@ def fill_columns(columns: Array, start: int, view: Array) -> None:
     view[rest:] = columns[: len(view) - rest]
 
 
+def column_pieces(start: int, values: Array, width: int) -> Iterator[tuple[int, Array]]:
+    """Yield values, from element `start` on, as matrices of some rows and columns.
+
+    Each comes with its first column; it has `PIECE` elements at most.
+    """
+    at, end = 0, len(values)
+    while at < end:
+        column = (start + at) % width
+        if column or end - at < width or width > PIECE:
+            count, rows = min(width - column, end - at, PIECE), 1
+        else:
+            count, rows = width, min(end - at, PIECE) // width
+        yield column, values[at : at + rows * count].reshape(rows, count)
+        at += rows * count
+
+
 class ColumnReducer:
     """The mean of each column over the first rows, from all elements of a tensor."""
 
@@ -83,17 +99,8 @@ class ColumnReducer:
     def update(self, start: int, values: Array, size: int) -> None:
         """Take the values of elements `start` to `start + size - 1`; thread-safe."""
         end = min(start + size, self._end)
-        at = start
-        while at < end:
-            column = at % self._width
-            if column or end - at < self._width:
-                count, rows = min(self._width - column, end - at), 1
-            else:
-                rows = min((end - at) // self._width, max(1, _PIECE // self._width))
-                count = self._width
-            piece = values[at - start : at - start + rows * count].reshape(rows, count)
+        for column, piece in column_pieces(start, values[: max(0, end - start)], self._width):
             self._take(piece, column)
-            at += rows * count
 
     def _take(self, piece: Array, column: int) -> None:
         wide = piece.astype(np.float64)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from mergeconf.checkpoint import ReadFiles
 from mergeconf.errors import ExecutionError, Problem
+from mergeconf.execution.column_dots import ColumnDotReducer, compute_columns
 from mergeconf.execution.kept import Kept, choose_kept
 from mergeconf.execution.kernels import Array
 from mergeconf.execution.products import Whole
@@ -30,7 +31,16 @@ from mergeconf.execution.rounding import Rounding, base_slot, is_rounded
 from mergeconf.execution.row_tiles import ColumnReducer
 from mergeconf.execution.tape import Tape
 from mergeconf.graph.geometry import BLOCK, Geometry
-from mergeconf.graph.nodes import ColumnMean, KthLargest, Random, Reduction
+from mergeconf.graph.nodes import (
+    ColumnCompute,
+    ColumnDot,
+    ColumnItem,
+    ColumnMean,
+    KthLargest,
+    OfColumns,
+    Random,
+    Reduction,
+)
 from mergeconf.graph.random import stream_key
 from mergeconf.plan import TensorPlan
 
@@ -78,8 +88,9 @@ class TensorRun:
         self._recall: frozenset[int] = frozenset()
         """Identities of the nodes that have been kept for the whole tensor."""
         self._chunk = chunk
-        self.columns: dict[int, Array] = {}
-        """Means of columns found so far, by the identity of the node."""
+        self._columns: dict[int, Array] = {}
+        """What is known of columns so far, by the identity of the `ColumnMean`, `ColumnDot` or
+        `ColumnCompute` that gives it."""
         self._known: Known = {}
         self._level = -1
         self._open: dict[int, tuple[Reduction, Reducer]] = {}
@@ -128,6 +139,12 @@ class TensorRun:
         keep = frozenset(map(id, self._to_keep)) - self._recall
         return self._begin(self.program.sweep(reductions, keep, self._recall), "reduce")
 
+    def columns_of(self, node: OfColumns) -> Array:
+        """Return a node's value for each column, as float32."""
+        if isinstance(node, ColumnItem):
+            return self._columns[id(node.of)][node.index]  # type: ignore[no-any-return]
+        return self._columns[id(node)]
+
     def tile_of(self, tile: int, kind: str) -> int:
         """Return the elements to compute at a time: whole rows or blocks where they are needed."""
         row, unit = self.geometry.row, self.geometry.unit
@@ -148,19 +165,24 @@ class TensorRun:
             ranges = list(self.geometry.stretches(self._chunk, whole_rows=whole_rows))
         sweep = Sweep(tape, ranges, kind)
         sweep.reducers = [self._open[id(node)][1] for node in tape.reductions]
-        sweep.scalars = self._scalars(tape)
+        try:
+            sweep.scalars = [evaluate_scalar(node, self._known) for node in tape.scalars]
+            for step in tape.instructions:
+                if isinstance(step.what, ColumnItem):
+                    self._compute_columns(step.what.of)
+        except (ValueError, ArithmeticError) as error:
+            # a method refuses what only the weights themselves could tell
+            raise ExecutionError(Problem(str(error), where=self.plan.name)) from None
         self.pending = len(ranges)
         self._current = sweep
         self._sweeps += 1
         assert self._sweeps <= _MOST_SWEEPS, f"{self.plan.name}: the search does not end"
         return sweep
 
-    def _scalars(self, tape: Tape) -> list[float]:
-        try:
-            return [evaluate_scalar(node, self._known) for node in tape.scalars]
-        except (ValueError, ArithmeticError) as error:
-            # a method refuses what only the weights themselves could tell
-            raise ExecutionError(Problem(str(error), where=self.plan.name)) from None
+    def _compute_columns(self, node: ColumnCompute) -> None:
+        if id(node) not in self._columns:
+            args = [self._columns[id(arg)] for arg in node.args]
+            self._columns[id(node)] = compute_columns(node, args)
 
     def _sample_ranges(self) -> list[tuple[int, int]]:
         """Return pieces spread evenly, never overlapping: the tensor is longer than they are."""
@@ -179,6 +201,8 @@ class TensorRun:
     def _reducer(self, node: Reduction) -> Reducer:
         if isinstance(node, ColumnMean):
             return ColumnReducer(node)
+        if isinstance(node, ColumnDot):
+            return ColumnDotReducer(node)
         if isinstance(node, KthLargest):
             return KthLargestReducer(self.plan.numel, node.k)
         return CountReducer() if node.op == "count" else SumReducer(self.geometry)
@@ -187,8 +211,8 @@ class TensorRun:
         self._recall |= frozenset(map(id, done.tape.keeps))
         for key, (_, reducer) in list(self._open.items()):
             value = reducer.finish()
-            if isinstance(reducer, ColumnReducer):
-                self.columns[key] = reducer.columns()
+            if isinstance(reducer, (ColumnReducer, ColumnDotReducer)):
+                self._columns[key] = reducer.columns()
             if value is not None:
                 self._known[key] = (value,)
                 del self._open[key]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from math import ldexp, nan, prod
 
 import numpy as np
 import torch
@@ -224,6 +225,41 @@ def _sum_rows(x: torch.Tensor) -> torch.Tensor:
         half = sums.shape[1] // 2
         sums = sums[:, :half] + sums[:, half:]
     return sums[:, 0] + 0.0  # no sum is -0
+
+
+def combine_columns(
+    terms: Sequence[torch.Tensor],
+    vectors: Sequence[torch.Tensor],
+    function: Callable[..., tuple[float, ...]],
+    options: tuple[float | int | bool | str, ...],
+) -> torch.Tensor:
+    """Call the function for every column."""
+    if terms[0].numel() == 0:
+        return terms[0]
+    width = prod(terms[0].shape[1:])
+    wide = [vector.reshape(-1, width).to(torch.float64) for vector in vectors]
+    gram = [_sum_columns(x * y) for i, x in enumerate(wide) for y in wide[: i + 1]]
+    found = [function(*numbers, *options) for numbers in zip(*gram, strict=True)]
+    coefficients = torch.tensor(found, dtype=torch.float64).to(torch.float32)
+    rows = [term.reshape(-1, width) for term in terms]
+    total = rows[0] * coefficients[:, 0]
+    for index in range(1, len(rows)):
+        total = total + rows[index] * coefficients[:, index]
+    return total.reshape(terms[0].shape)
+
+
+def _sum_columns(x: torch.Tensor) -> list[float]:
+    """Sum each column of float64 values without error, as whole multiples of 2^-84.
+
+    Each value is first rounded to such a multiple; a column that holds one of 2^60 or more in
+    magnitude, or NaN, comes to NaN. The sum is rounded once, to float64.
+    """
+    return [
+        sum(round(ldexp(value, 84)) for value in column) / 2**84
+        if all(abs(value) < 2.0**60 for value in column)
+        else nan
+        for column in x.T.tolist()
+    ]
 
 
 def divergence_of_rows(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -385,20 +385,63 @@ class Item:
     index: int
 
 
+@dataclass(frozen=True, slots=True)
+class ColumnDot:
+    """The dot product of each column of x with the same column of y: one float64 a column.
+
+    The products are added as whole multiples of 2^-84, exactly, so that their order does not
+    matter; from 2^60 on the sum is NaN.
+    """
+
+    x: Node
+    y: Node
+    width: int
+    """Number of columns: elements of a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnCompute:
+    """Several numbers for each column, by a plain function of Python floats."""
+
+    function: Callable[..., tuple[float, ...]]
+    """Called for each column with its dot products and then the options."""
+    args: tuple[ColumnDot, ...]
+    options: tuple[float | int | bool | str, ...]
+    size: int
+    """How many numbers the function returns."""
+    width: int
+    """Number of columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnItem:
+    """One of the numbers that a `ColumnCompute` gives, at every element of the column."""
+
+    of: ColumnCompute
+    index: int
+
+    @property
+    def kind(self) -> Kind:
+        """A value to compute with."""
+        return "f32"
+
+
 Scalar = Reduce | KthLargest | Item
-Reduction = Reduce | KthLargest | ColumnMean
+Reduction = Reduce | KthLargest | ColumnMean | ColumnDot
 """Nodes that take a sweep over the whole tensor."""
 RowLocal = RankShare | RowCombine | RowDivergence
 """Nodes whose value at a position depends on the whole row."""
 Expanded = LowRank | PerRow | PerColumn | PerBlock
 """Nodes made from inputs that are smaller than the tensor, and kept whole while it is computed."""
-OfRows = Gather | RowMask | ColumnMean
-"""Nodes over a tensor whose rows are taken from others."""
+OfColumns = ColumnMean | ColumnItem
+"""Nodes with one value a column, found by a sweep over the whole tensor."""
+OfRows = Gather | RowMask | OfColumns
+"""Nodes that are filled in row by row."""
 Node = (
     Input | Cast | Elementwise | Pick | Choose | Agreed | Random | Observe | Expanded | OfRows
     | RowLocal
 )  # fmt: skip
-AnyNode = Node | Scalar | Compute
+AnyNode = Node | Scalar | Compute | ColumnDot | ColumnCompute
 
 
 def children(node: AnyNode) -> Iterator[AnyNode]:
@@ -429,14 +472,16 @@ def children(node: AnyNode) -> Iterator[AnyNode]:
             yield node.x
         case Gather() | ColumnMean():
             yield node.x
-        case RowDivergence():
+        case RowDivergence() | ColumnDot():
             yield from (node.x, node.y)
         case RowCombine():
             yield from node.vectors
             yield from node.terms
         case Compute():
             yield from (arg for arg in node.args if not isinstance(arg, float))
-        case Item():
+        case ColumnCompute():
+            yield from node.args
+        case Item() | ColumnItem():
             yield node.of
 
 

@@ -10,6 +10,7 @@ Arithmetic (`+ - * /`, `abs`) is written with the operators themselves.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any, TypeVar
 
 from mergeconf.dtypes import DType
@@ -18,6 +19,9 @@ from mergeconf.graph.lazy import Lazy, LazyScalar, Meaning, as_f32, elementwise
 from mergeconf.graph.nodes import (
     Cast,
     Choose,
+    ColumnCompute,
+    ColumnDot,
+    ColumnItem,
     Compute,
     Elementwise,
     Item,
@@ -257,7 +261,7 @@ def gram(tensors: Sequence[T]) -> list[S]:
     return [dot(x, y) for i, x in enumerate(tensors) for y in tensors[: i + 1]]
 
 
-# --- rows ------------------------------------------------------------------------------------
+# --- rows and columns ------------------------------------------------------------------------
 
 
 def takes_arrays(function: F) -> F:
@@ -293,6 +297,43 @@ def combine_rows(
     )  # fmt: skip
     meanings = {term.meaning for term in terms}
     return Lazy(node, shape, terms[0].meaning if len(meanings) == 1 else Meaning.plain)
+
+
+def combine_columns(
+    terms: Sequence[T],
+    vectors: Sequence[T],
+    function: Callable[..., tuple[float, ...]],
+    options: tuple[float | int | bool | str, ...] = (),
+) -> T:
+    """Return Σ c_i t_i, with coefficients of its own for each column.
+
+    A column goes along the first dimension: one for each position of all others. A tensor of one
+    dimension is a single column.
+
+    Args:
+        terms: What is combined, added from the first to the last; all mean the same.
+        vectors: Tensors whose dot products within a column are taken, exactly to 2^-85 a product;
+            NaN where a product reaches 2^60.
+        function: A module-level function that returns a coefficient a term. It is called for each
+            column with the dot products, as `gram` lists them, and then the options.
+        options: Further arguments that are known when the plan is made.
+    """
+    if not isinstance(terms[0], Lazy):
+        return _eager().combine_columns(terms, vectors, function, options)
+    shape = terms[0].shape
+    width = prod(shape[1:])
+    nodes = [as_f32(vector.node) for vector in vectors]
+    dots = tuple(ColumnDot(x, y, width) for i, x in enumerate(nodes) for y in nodes[: i + 1])
+    compute = ColumnCompute(function, dots, options, len(terms), width)
+    products = [
+        elementwise("mul", as_f32(term.node), ColumnItem(compute, index))
+        for index, term in enumerate(terms)
+    ]
+    total = products[0]
+    for product in products[1:]:
+        total = elementwise("add", total, product)
+    meanings = {term.meaning for term in terms}
+    return Lazy(total, shape, terms[0].meaning if len(meanings) == 1 else Meaning.plain)
 
 
 def divergence_of_rows(x: T, y: T) -> T:

@@ -51,12 +51,10 @@ def nuslerp(
 
     Shoemake, 1985, "Animating rotation with quaternion curves", as mergekit's NuSLERP has it.
     Collinear means |cos φ| ≥ 1 − 2^-25, which is what mergekit's test comes to in float32.
-    mergekit's `nuslerp_row_wise`, which has an effect only without `nuslerp_flatten`, interpolates
-    along the first dimension instead; for a tensor of one dimension that is the same.
-
-    Raises:
-        ValueError: `nuslerp_row_wise` is asked for without `nuslerp_flatten`, and the tensor has
-            more than one dimension: not supported yet.
+    `nuslerp_row_wise`, which has an effect only without `nuslerp_flatten`, is mergekit's name for
+    interpolating each column by itself: a vector along the first dimension for each position of all
+    others. For a tensor of one dimension that is the same. A column of a matrix that has a value of
+    2^30 or more in magnitude has no result.
     """
     total = sum(weight)
     t = 0.5 if abs(total) < WEIGHT_FLOOR else weight[1] / total
@@ -65,7 +63,7 @@ def nuslerp(
         coefficients = ops.scalars(nuslerp_coefficients, *ops.gram(vectors), size=2, options=(t,))
         merged = ops.combine(vectors, coefficients)
     elif nuslerp_row_wise and len(first.shape) > 1:
-        raise ValueError("nuslerp_row_wise (slerp along dimension 0) is not supported yet")
+        merged = ops.combine_columns(vectors, vectors, nuslerp_coefficients, (t,))
     else:
         merged = ops.combine_rows(vectors, vectors, nuslerp_coefficients, (t,))
     return merged if base is None else base + merged

@@ -106,6 +106,9 @@ SETTINGS: dict[str, list[Settings]] = {
         ({"nuslerp_flatten": True}, {"weight": [0.5, -0.5]}),
         ({"nuslerp_flatten": False}, {"weight": WEIGHTS}),
         ({"nuslerp_flatten": False}, {"weight": MIXED}),
+        ({"nuslerp_flatten": False, "nuslerp_row_wise": True}, {"weight": WEIGHTS}),
+        ({"nuslerp_flatten": False, "nuslerp_row_wise": True}, {"weight": MIXED}),
+        ({"nuslerp_flatten": False, "nuslerp_row_wise": True}, {"weight": ONES}),
     ],
     "model_stock": [
         ({}, {}),
