@@ -150,7 +150,7 @@ class KthLargestReducer:
         # Elements that lie together are alike, so that a sample misleads more than its size says:
         # a range is as wide as what it keeps leaves room for.
         much = MOST_KEPT / 8 * len(sample) / self._numel
-        margin = max(margin, min(4 * margin, much))
+        margin = max(margin, min(2 * margin, much))
         first, last = int(rank - margin), math.ceil(rank + margin)
         if first >= 0:
             self._high = int(sample[first]) + 1
