@@ -35,8 +35,8 @@ from mergeconf.graph.nodes import (
     Random,
     Reduce,
     children,
-    walk,
 )
+from mergeconf.graph.walk import walk
 from mergeconf.methods import Method, all_methods
 from mergeconf.methods.apply import trace
 from support.harness import assert_same_bits, bits_of, stream

@@ -27,8 +27,8 @@ from mergeconf.graph.nodes import (
     KthLargest,
     Reduce,
     RowMask,
-    walk,
 )
+from mergeconf.graph.walk import walk
 from mergeconf.plan import Plan, TensorPlan
 from mergeconf.plan.sources import Derived
 from mergeconf.units import format_size

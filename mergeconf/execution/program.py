@@ -32,9 +32,9 @@ from mergeconf.graph.nodes import (
     RowLocal,
     Scalar,
     children,
-    walk,
 )
 from mergeconf.graph.rewrite import interned
+from mergeconf.graph.walk import walk
 
 Ids = frozenset[int]
 _NONE: Ids = frozenset()

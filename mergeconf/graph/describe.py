@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 
 from mergeconf.dtypes import DType
-from mergeconf.graph.nodes import AnyNode, Input, Item, children, walk
+from mergeconf.graph.nodes import AnyNode, Input, Item, children
+from mergeconf.graph.walk import walk
 
 
 def describe(root: AnyNode, inputs: tuple[str, ...] = ()) -> list[str]:

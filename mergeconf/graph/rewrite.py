@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, get_args
 
-from mergeconf.graph.nodes import AnyNode, Input, Node, Random, walk
+from mergeconf.graph.nodes import AnyNode, Input, Node, Random
+from mergeconf.graph.walk import walk
 
 _NODES: tuple[Any, ...] = get_args(AnyNode)
 _NAMES: Mapping[object, tuple[str, ...]] = {

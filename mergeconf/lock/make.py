@@ -10,7 +10,8 @@ from pathlib import Path
 
 from mergeconf.checkpoint import Checkpoint
 from mergeconf.graph.describe import describe
-from mergeconf.graph.nodes import Random, walk
+from mergeconf.graph.nodes import Random
+from mergeconf.graph.walk import walk
 from mergeconf.lock.data import Lock, LockedInput, LockedTensor
 from mergeconf.lock.digest import digest_bytes, digest_data
 from mergeconf.lock.resolved import resolved

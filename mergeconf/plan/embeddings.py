@@ -15,9 +15,10 @@ import numpy as np
 from mergeconf.dtypes import DType
 from mergeconf.graph.gather import gathered
 from mergeconf.graph.lazy import as_f32, elementwise
-from mergeconf.graph.nodes import Cast, Choose, ColumnMean, Input, Node, RowMask, stored_dtype, walk
+from mergeconf.graph.nodes import Cast, Choose, ColumnMean, Input, Node, RowMask, stored_dtype
 from mergeconf.graph.rewrite import interned, substitute
 from mergeconf.graph.rows import ABSENT, Rows
+from mergeconf.graph.walk import walk
 from mergeconf.plan.output_vocabulary import MEAN, Fill, RowArray
 from mergeconf.plan.sources import Bound
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from mergeconf.checkpoint import Checkpoint
 from mergeconf.checkpoint.adapter import Adapter, open_adapter
 from mergeconf.errors import CheckpointError, PlanError, Problem
-from mergeconf.graph.nodes import Node, Random, walk
+from mergeconf.graph.nodes import Node, Random
+from mergeconf.graph.walk import walk
 from mergeconf.plan.adapted import adapt
 from mergeconf.plan.data import Plan, TensorPlan
 from mergeconf.plan.dequantized import model_of
