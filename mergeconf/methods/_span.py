@@ -11,8 +11,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 Number = Any
 """A float, or a float64 array of one number a row."""
 Matrix = list[list[Number]]
@@ -54,6 +52,8 @@ def each(function: Callable[[float], float], x: Any) -> Any:
     Those of `math` are the system's own. numpy has its own ones, for some processors only, whose
     last bit may differ.
     """
+    import numpy as np  # not above: recipes are checked without numpy
+
     return np.reshape([function(value) for value in np.ravel(x).tolist()], np.shape(x))
 
 

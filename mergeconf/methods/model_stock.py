@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 from mergeconf.graph import ops
 from mergeconf.methods._span import each, matrix_of
 from mergeconf.methods._task_vectors import deltas_of
@@ -22,6 +20,8 @@ SINGULAR = 1e-6
 def stock_shares(*numbers: Any) -> tuple[Any, Any]:
     """Return the shares of the mean model and the base: from the Gram matrix and mean_angle."""
     *lower, mean_angle = numbers
+    import numpy as np  # not above: recipes are checked without numpy
+
     finite = np.logical_and.reduce([np.isfinite(number) for number in lower])
     gram = matrix_of([np.where(finite, number, 0.0) for number in lower])
     norms = [np.sqrt(row[index]) for index, row in enumerate(gram)]
