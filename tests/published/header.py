@@ -11,8 +11,9 @@
 recipe, `method` those that decide any tensor (`take`: copied), `warnings` the codes of all
 warnings. `mergekit` is `no` where mergekit (0.1.5, with its environment's transformers) refuses
 recipe or models, `hub` where it needs the Hub for them, and `other` where its result differs on
-purpose: a base merged in, experts under other names. `input` is a source of a tensor, `value` a
-parameter's value for a tensor (one number, or one a merged model), `vocab` the tokens that a model
+purpose: a base merged in, experts under other names, ids of a union's tokens, which it deals out
+anew each run. `input` is a source of a tensor, `value` a parameter's value for a tensor (one
+number, or one a merged model), `vocab` the tokens that a model
 has beyond the others', and `rows` how many rows the output's embeddings have then.
 """
 
